@@ -1,0 +1,153 @@
+"""`python -m deploy <command>`: the device's side of the pipeline, without DVC or the host's frameworks."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import DeployError, TargetError
+
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+UNEXPECTED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; expected errors print one line."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+        sys.stdout.flush()
+    except DeployError as error:
+        if options.debug:
+            raise
+        _say(f"error: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    except OSError as error:
+        if options.debug:
+            raise
+        _say(f"error: {error}; check the path, its permissions and the free space")
+        return UNEXPECTED
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was replaced")
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common])
+        command.set_defaults(run=run)
+        return command
+
+    command = add("fingerprint", _fingerprint, "describe this device as a target's engines see it")
+    command.add_argument("--target", required=True, help="name of the target")
+    command.add_argument("--runtime", required=True, help="openvino or onnxruntime")
+    command.add_argument("--output", type=Path, help="file to write; without it, print")
+    command = add("build", _build, "build and test every engine of a target on this device")
+    _add_target(command)
+    command = add("measure", _measure, "measure accuracy and latency of every engine of a target")
+    _add_target(command)
+    command.add_argument("--engines", type=Path, required=True, help="folder that `build` wrote")
+    command.add_argument("--data", type=Path, required=True, help="data folder with index.json")
+    command.add_argument("--queries", type=int, default=664, help="minimum queries per variant (default %(default)s)")
+    command.add_argument("--seconds", type=float, default=1.0, help="minimum seconds per variant (default %(default)s)")
+    command.add_argument("--warmup-seconds", type=float, default=0.5, help="per variant (default %(default)s)")
+    command.add_argument("--profile", default="standard", help="standard, or quick: never valid (default %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the order of measurement (default %(default)s)")
+    command = add("predict", _predict, "print label and probability of images")
+    command.add_argument("--bundle", type=Path, required=True, help="bundle the engine was built from")
+    command.add_argument("--engine", type=Path, required=True, help="folder of one engine")
+    command.add_argument("images", type=Path, nargs="+", metavar="image")
+    return parser
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--target", required=True, help="name of the target")
+    command.add_argument("--spec", type=Path, required=True, help="JSON file: the section targets.<target>")
+    command.add_argument("--onnx", type=Path, required=True, help="folder of the bundles")
+    command.add_argument("--device", type=Path, required=True, help="JSON file that `fingerprint` wrote")
+    command.add_argument("--output", type=Path, required=True, help="folder to write; an old one is replaced whole")
+
+
+def _fingerprint(options: argparse.Namespace) -> None:
+    from deploy.device import fingerprint
+    from deploy.files import write_json
+
+    found = fingerprint(options.target, options.runtime)
+    if options.output:
+        write_json(options.output, found)
+    else:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+def _build(options: argparse.Namespace) -> None:
+    from deploy.build import build_target
+    from deploy.device import read_fingerprint
+    from deploy.files import replaced_folder
+
+    spec, device = _read_spec(options.spec), read_fingerprint(options.device)
+    with replaced_folder(options.output) as folder:
+        build_target(folder, target=options.target, spec=spec, onnx_root=options.onnx, device=device, on_progress=_say)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from deploy.device import read_fingerprint
+    from deploy.files import replaced_folder
+    from deploy.measure import check_record, measure_target
+
+    spec, device = _read_spec(options.spec), read_fingerprint(options.device)
+    with replaced_folder(options.output) as folder:
+        record = measure_target(
+            folder,
+            target=options.target,
+            spec=spec,
+            engines=options.engines,
+            onnx_root=options.onnx,
+            data=options.data,
+            device=device,
+            queries=options.queries,
+            seconds=options.seconds,
+            warmup_seconds=options.warmup_seconds,
+            profile=options.profile,
+            seed=options.seed,
+            on_progress=_say,
+        )
+    for reason in record["invalid_reasons"]:
+        _say(f"not valid: {reason}")
+    check_record(record)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from deploy.predict import predict
+
+    for found in predict(options.images, bundle=options.bundle, engine=options.engine):
+        sys.stdout.write(f"{found.path}\t{found.label}\t{found.probability:.4f}\n")
+
+
+def _read_spec(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        msg = f"`--spec` {str(path)!r} cannot be read as JSON ({cause}); write the section targets.<target> to it"
+        raise TargetError(msg) from cause
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

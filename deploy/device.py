@@ -1,0 +1,209 @@
+"""The device: what it is (fingerprint, stable between runs) and how it is right now (state).
+
+An engine belongs to the machine it was built on. The fingerprint holds only what is stable: no load, temperature,
+host name, kernel build or path, so that it changes exactly when engines must be built again.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.document import SCHEMA, read_document
+from deploy.errors import EngineError
+from deploy.runtimes import get_runtime
+
+CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+MACHINE_ID = Path("/etc/machine-id")
+TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
+CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+THERMAL = Path("/sys/class/thermal")
+
+SALT = b"slad-edge machine_id "
+
+# The instruction sets that decide which kernels a runtime picks; the full list of flags changes with the kernel.
+FEATURES = frozenset({
+    "sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni",
+    "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16",
+    "neon", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16",
+    "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
+})  # fmt: skip
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+# Above this load per core, other programs certainly take turns with the one that is measured.
+BUSY_LOAD_PER_CORE = 1.5
+
+
+def fingerprint(target: str, runtime: str) -> dict[str, Any]:
+    """Describe this device as the target's engines see it.
+
+    Args:
+        target: name of the target in `params.yaml`; stored, never compared.
+        runtime: a name that `get_runtime` knows; must be installed.
+
+    Raises:
+        TargetError: `runtime` is unknown.
+        RuntimeMissingError: `runtime` is not installed.
+    """
+    features = _features()
+    return {
+        "schema": SCHEMA,
+        "target": target,
+        "runtime": runtime,
+        "runtime_version": get_runtime(runtime).version(),
+        "machine_id": _machine_id(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count() or 1, "features": features},
+        "memory_gb": _memory_gb(),
+        "l4t": _l4t(),
+        "python": platform.python_version(),
+        "bf16": not BF16_FEATURES.isdisjoint(features),
+    }
+
+
+def state() -> dict[str, Any]:
+    """Read the device's momentary state; what cannot be read is None."""
+    hertz = _first_match(CPUINFO, r"^cpu MHz\s*:\s*([\d.]+)")
+    kilohertz = _read(CPUFREQ / "scaling_cur_freq")
+    available = _first_match(MEMINFO, r"^MemAvailable:\s*(\d+) kB")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "load_average": None if load is None else round(load, 2),
+        "governor": _read(CPUFREQ / "scaling_governor"),
+        "mhz": round(int(kilohertz) / 1000) if kilohertz else round(float(hertz)) if hertz else None,
+        "temperature_c": _temperature(),
+        "memory_available_mb": int(available) // 1024 if available else None,
+    }
+
+
+def busy_reason(before: Mapping[str, Any], *, cores: int) -> str | None:
+    """Say why a measurement that starts in this state is invalid, or None.
+
+    Only the load before counts: the measurement itself keeps every core busy.
+    """
+    load = before["load_average"]
+    limit = BUSY_LOAD_PER_CORE * cores
+    if load is None or load <= limit:
+        return None
+    return (
+        f"the device was busy before the measurement: load average {load} on {cores} cores, at most {limit:g} is valid"
+    )
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], *, place: str = "the manifest") -> list[str]:
+    """Compare two fingerprints, all fields but `target`.
+
+    Returns:
+        One phrase per field that differs: "cpu.model 'X' here, 'Y' in the manifest".
+    """
+    flat_here, flat_there = _flatten(here), _flatten(there)
+    keys = [*flat_here, *(key for key in flat_there if key not in flat_here)]
+    return [
+        f"{key} {flat_here.get(key)!r} here, {flat_there.get(key)!r} in {place}"
+        for key in keys
+        if key != "target" and flat_here.get(key) != flat_there.get(key)
+    ]
+
+
+def check_device(device: Mapping[str, Any], *, target: str, runtime: str) -> None:
+    """Refuse to work under a fingerprint that is not this machine's own.
+
+    Raises:
+        EngineError: the fingerprint on file differs from the one taken now.
+        RuntimeMissingError: the runtime is not installed.
+    """
+    found = differences(fingerprint(target, runtime), device, place="the fingerprint on file")
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        msg = (
+            f"target {target!r}: this device is not the one on file: {'; '.join(found[:3])}{more}; "
+            f"run `dvc repro -f probe@{target}` on the device"
+        )
+        raise EngineError(msg)
+
+
+def read_fingerprint(path: Path) -> dict[str, Any]:
+    """Read a fingerprint that `fingerprint` made and `probe` wrote.
+
+    Raises:
+        EngineError: the file is missing or is no fingerprint.
+    """
+    document = read_document(path, error=EngineError, remedy="write it again with `dvc repro -f probe@<target>`")
+    for key in ("target", "runtime", "runtime_version"):
+        document.text(key)
+    return dict(document.content)
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat.update(_flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _read(path: Path) -> str | None:
+    """Return the stripped text of a system file, or None where the system has or shows no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
+    except OSError:
+        return None
+
+
+def _first_match(path: Path, pattern: str) -> str | None:
+    found = re.search(pattern, _read(path) or "", re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _features() -> list[str]:
+    """Return the known instruction sets, sorted; `Features` is Arm's spelling of `flags`."""
+    flags = _first_match(CPUINFO, r"^(?:flags|Features)\s*:(.*)$") or ""
+    return sorted(FEATURES.intersection(flags.split()))
+
+
+def _cpu_model() -> str:
+    """Name the CPU; an Arm kernel gives numbers only, so a board's own name comes first there."""
+    named = _first_match(CPUINFO, r"^model name\s*:(.*)$") or _read(DEVICE_TREE_MODEL)
+    if named:
+        return named
+    implementer = _first_match(CPUINFO, r"^CPU implementer\s*:(.*)$")
+    part = _first_match(CPUINFO, r"^CPU part\s*:(.*)$")
+    if implementer and part:
+        return f"implementer {implementer} part {part}"
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _machine_id() -> str | None:
+    """Hash the machine's id with a salt: records are published, the id itself is not to be."""
+    text = _read(MACHINE_ID)
+    return hashlib.sha256(SALT + text.encode()).hexdigest()[:16] if text else None
+
+
+def _memory_gb() -> int | None:
+    total = _first_match(MEMINFO, r"^MemTotal:\s*(\d+) kB")
+    return round(int(total) / 2**20) if total else None
+
+
+def _l4t() -> str | None:
+    """Return the Jetson's release, "36.4.3" for "# R36 (release), REVISION: 4.3, ..."."""
+    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(TEGRA_RELEASE) or "")
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def _temperature() -> float | None:
+    """Return the hottest thermal zone in degrees Celsius."""
+    degrees = []
+    for zone in THERMAL.glob("thermal_zone*/temp"):
+        with contextlib.suppress(ValueError):
+            degrees.append(int(_read(zone) or "") / 1000)
+    return round(max(degrees), 1) if degrees else None

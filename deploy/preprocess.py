@@ -1,0 +1,130 @@
+"""From an image file to a model's input, by the recipe that travels with the model.
+
+Host and device share these pixels: the host hands this very code to training's evaluation, calibration and parity.
+"""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from deploy.bundle import Preprocess
+from deploy.errors import ImageError
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+# What Pillow's decoders raise for files that are cut short or are not images; there is no common base class.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def load_image(path: Path, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Decode and prepare one image file.
+
+    Returns:
+        float32 of shape (3, H, W).
+
+    Raises:
+        ImageError: the file is missing, is no image, is truncated, or has a mode without a defined conversion.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata; what matters here is whether there are pixels, and that raises.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            with Image.open(path) as image:
+                image.load()
+                return prepare_image(image, preprocess)
+    except ImageError as error:
+        msg = f"image {path}: {error}"
+        raise ImageError(msg) from error
+    except FileNotFoundError:
+        msg = f"image {path}: no such file; restore it, or run `dvc repro prepare` to index the folder again"
+        raise ImageError(msg) from None
+    except DECODE_ERRORS as cause:
+        reason = (str(cause).splitlines() or [""])[0] or type(cause).__name__
+        msg = f"image {path}: cannot be decoded ({reason}); replace or remove it, then run `dvc repro prepare`"
+        raise ImageError(msg) from cause
+
+
+def prepare_image(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
+    """Turn a decoded image into a model's input.
+
+    EXIF orientation, conversion to RGB, resize, centre crop, then (x / 255 - mean) / std.
+
+    Returns:
+        float32 of shape (3, H, W), contiguous.
+
+    Raises:
+        ImageError: the image's mode has no defined conversion to 8 bits.
+    """
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = _fit(_to_rgb(image), preprocess)
+    pixels: NDArray[np.float32] = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    pixels /= np.float32(255)
+    pixels -= np.asarray(preprocess.mean, np.float32)[:, None, None]
+    pixels /= np.asarray(preprocess.std, np.float32)[:, None, None]
+    return pixels
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB without the silent clipping that Pillow does to 16-bit grey."""
+    match image.mode:
+        case "RGB":
+            return image
+        case "I" | "I;16" | "I;16L" | "I;16B" | "I;16N":
+            return _scale_16_bit(image).convert("RGB")
+        case "F":
+            msg = "floating-point pixels (mode 'F') have no defined range; save it with 8 or 16 bits"
+            raise ImageError(msg)
+        case "P" | "PA":
+            # A palette whose transparency is given in bytes makes Pillow warn unless it goes through RGBA.
+            return image.convert("RGBA").convert("RGB")
+        case _:
+            return image.convert("RGB")
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    """Map grey 0..65535 to 0..255 (divided by 257, rounded); mode "I" is what some releases give a 16-bit PNG."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.size and (grey.min() < 0 or grey.max() > 65535):
+        msg = f"mode {image.mode!r} with values {grey.min()}..{grey.max()}, 0..65535 expected; save it with 16 bits"
+        raise ImageError(msg)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def _fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """Resize and crop to (height, width) = `preprocess.crop`, rounding as torchvision does."""
+    height, width = preprocess.crop
+    resampling = RESAMPLING[preprocess.interpolation]
+    if preprocess.resize_mode == "squash":
+        return image if image.size == (width, height) else image.resize((width, height), resampling)
+    shorter = min(image.size)
+    size = tuple(
+        preprocess.resize if side == shorter else int(preprocess.resize * side / shorter) for side in image.size
+    )
+    if image.size != size:
+        image = image.resize((size[0], size[1]), resampling)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))

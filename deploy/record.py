@@ -1,0 +1,66 @@
+"""The files of a measurement: the record and, beside it, the raw data its numbers were made from."""
+
+import csv
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.data import Item
+from deploy.files import write_bytes, write_json, write_text
+
+
+def write_record(
+    folder: Path,
+    record: Mapping[str, Any],
+    *,
+    items: Sequence[Item],
+    samples: Mapping[str, Sequence[int]],
+    logits: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Write record.json, latency.csv, predictions.csv and logits.npz.
+
+    Args:
+        folder: exists.
+        record: plain values.
+        items: the test images, in the order of the logits' rows.
+        samples: nanoseconds in the order measured, by variant.
+        logits: of shape (items, classes), by variant.
+    """
+    write_text(folder / "latency.csv", _latency_csv(samples))
+    write_text(folder / "predictions.csv", _predictions_csv(items, logits))
+    write_bytes(folder / "logits.npz", _npz(logits))
+    write_json(folder / "record.json", record)
+
+
+def _latency_csv(samples: Mapping[str, Sequence[int]]) -> str:
+    rows = ((name, index, f"{ns / 1000:.3f}") for name, times in samples.items() for index, ns in enumerate(times))
+    return _csv(("variant", "index", "latency_us"), rows)
+
+
+def _predictions_csv(items: Sequence[Item], logits: Mapping[str, NDArray[np.float32]]) -> str:
+    predicted = [array.argmax(axis=1).tolist() for array in logits.values()]
+    rows = ((item.name, item.label, *(column[row] for column in predicted)) for row, item in enumerate(items))
+    return _csv(("path", "label", *logits), rows)
+
+
+def _npz(arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Pack arrays as numpy's own function does, whose keywords forbid some names ("file", "allow_pickle")."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _csv(header: Sequence[str], rows: Any) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue()

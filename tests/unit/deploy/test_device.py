@@ -1,0 +1,130 @@
+import json
+import os
+
+import pytest
+
+from deploy import device as module
+from deploy.device import busy_reason, check_device, differences, fingerprint, read_fingerprint, state
+from deploy.errors import EngineError, RuntimeMissingError, TargetError
+
+X86 = """processor\t: 0
+model name\t: Intel(R) Xeon(R) Processor
+cpu MHz\t\t: 2599.990
+flags\t\t: fpu vme avx2 avx512_vnni amx_bf16 made_up
+"""
+ARM = """processor\t: 0
+Features\t: fp asimd asimddp made_up
+CPU implementer\t: 0x41
+CPU part\t: 0xd42
+"""
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """A system whose files a test writes itself; at first it has none."""
+    for name in ("CPUINFO", "MEMINFO", "MACHINE_ID", "TEGRA_RELEASE", "DEVICE_TREE_MODEL", "CPUFREQ", "THERMAL"):
+        monkeypatch.setattr(module, name, tmp_path / name)
+    return tmp_path
+
+
+def test_fingerprint_has_exactly_the_contracts_keys(device, runtime):
+    assert list(device) == [
+        "schema", "target", "runtime", "runtime_version", "machine_id", "architecture", "system", "cpu", "memory_gb",
+        "l4t", "python", "bf16",
+    ]  # fmt: skip
+    assert set(device["cpu"]) == {"model", "cores", "features"}
+    assert (device["schema"], device["target"], device["runtime"]) == (1, "here", runtime)
+    assert device["runtime_version"][0].isdigit()
+    assert fingerprint("here", runtime) == device
+    assert json.loads(json.dumps(device)) == device
+
+
+def test_x86(system):
+    (system / "CPUINFO").write_text(X86)
+    (system / "MEMINFO").write_text("MemTotal:       24117248 kB\n")
+    (system / "MACHINE_ID").write_text("abc\n")
+    found = fingerprint("t", "onnxruntime")
+    assert found["cpu"]["model"] == "Intel(R) Xeon(R) Processor"
+    assert found["cpu"]["features"] == ["amx_bf16", "avx2", "avx512_vnni"]
+    assert (found["memory_gb"], found["bf16"], found["l4t"]) == (23, True, None)
+    assert len(found["machine_id"]) == 16
+    assert int(found["machine_id"], 16)
+    assert "abc" not in found["machine_id"]
+
+
+def test_arm_board(system):
+    (system / "CPUINFO").write_text(ARM)
+    assert fingerprint("t", "onnxruntime")["cpu"]["model"] == "implementer 0x41 part 0xd42"
+    (system / "DEVICE_TREE_MODEL").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    (system / "TEGRA_RELEASE").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n")
+    found = fingerprint("t", "onnxruntime")
+    assert found["cpu"]["model"] == "NVIDIA Jetson Orin Nano"
+    assert found["cpu"]["features"] == ["asimd", "asimddp"]
+    assert (found["l4t"], found["bf16"]) == ("36.4.3", False)
+
+
+def test_system_without_any_of_the_files(system):
+    found = fingerprint("t", "onnxruntime")
+    assert (found["machine_id"], found["memory_gb"], found["l4t"], found["bf16"]) == (None, None, None, False)
+    assert found["cpu"]["model"]
+    assert found["cpu"]["features"] == []
+    now = state()
+    assert (now["governor"], now["mhz"], now["temperature_c"], now["memory_available_mb"]) == (None,) * 4
+
+
+def test_state_reads_what_is_there(system):
+    (system / "CPUINFO").write_text(X86)
+    (system / "MEMINFO").write_text("MemAvailable:    2097152 kB\n")
+    assert state()["mhz"] == 2600
+    (system / "CPUFREQ").mkdir()
+    (system / "CPUFREQ" / "scaling_governor").write_text("powersave\n")
+    (system / "CPUFREQ" / "scaling_cur_freq").write_text("1500000\n")
+    for zone, text in (("0", "41000\n"), ("1", "55500\n"), ("2", "broken\n")):
+        (system / "THERMAL" / f"thermal_zone{zone}").mkdir(parents=True)
+        (system / "THERMAL" / f"thermal_zone{zone}" / "temp").write_text(text)
+    now = state()
+    assert (now["governor"], now["mhz"], now["temperature_c"]) == ("powersave", 1500, 55.5)
+    assert now["memory_available_mb"] == 2048
+    assert now["load_average"] >= 0
+
+
+def test_differences_are_phrases_and_leave_out_the_target():
+    here = {"target": "a", "cpu": {"model": "X", "cores": 2}, "l4t": None, "python": "3.11"}
+    there = {"target": "b", "cpu": {"model": "Y", "cores": 2}, "l4t": None, "extra": 1}
+    assert differences(here, there) == [
+        "cpu.model 'X' here, 'Y' in the manifest",
+        "python '3.11' here, None in the manifest",
+        "extra None here, 1 in the manifest",
+    ]
+    assert differences(here, {**here, "target": "c"}) == []
+
+
+@pytest.mark.parametrize(("load", "busy"), [(None, False), (0.0, False), (3.0, False), (3.01, True)])
+def test_busy_is_more_than_one_and_a_half_per_core(load, busy):
+    reason = busy_reason({"load_average": load}, cores=2)
+    assert (reason is not None) == busy
+    if reason:
+        assert "3.01" in reason
+
+
+def test_check_device_refuses_another_machine(device, runtime):
+    check_device(device, target="here", runtime=runtime)
+    other = {**device, "machine_id": "0" * 16, "l4t": "36.4", "python": "3.10.0", "memory_gb": 1}
+    with pytest.raises(EngineError, match=r"machine_id .* and 1 more; run `dvc repro -f probe@here`"):
+        check_device(other, target="here", runtime=runtime)
+
+
+def test_fingerprint_file(device, tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps(device))
+    assert read_fingerprint(tmp_path / "d.json") == device
+    (tmp_path / "d.json").write_text('{"schema": 1}')
+    with pytest.raises(EngineError, match=r"key `target` is missing; .*probe@"):
+        read_fingerprint(tmp_path / "d.json")
+
+
+def test_unknown_and_missing_runtime(monkeypatch):
+    with pytest.raises(TargetError, match="'tflite' is unknown; known ones: onnxruntime, openvino"):
+        fingerprint("t", "tflite")
+    monkeypatch.setitem(os.sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeMissingError):
+        fingerprint("t", "onnxruntime")
