@@ -1,0 +1,115 @@
+"""Export: one ONNX file of fixed batch 1, LayerNormalization kept as one operator, equal to the merged student."""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from pipeline.base.errors import ModelError
+from pipeline.base.parity import Parity, compare
+from pipeline.base.provenance import git_revision
+from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
+from pipeline.parts.data import LoadImage, labels_of, stacked
+from pipeline.parts.index import read_index
+from pipeline.parts.models import ModelSpec, load_merged
+from pipeline.parts.predict import onnx_logits, torch_logits
+
+
+def export(
+    output: Path,
+    *,
+    merged: Path,
+    data: Path,
+    student: ModelSpec,
+    preprocess: Mapping[str, Any],
+    opset: int,
+    tolerance: float,
+    golden_count: int,
+    params: Path,
+    load: LoadImage,
+) -> Parity:
+    """Writes a bundle, and `parity.json`, to `output`.
+
+    Args:
+        output: existing folder to write to.
+        merged: what `merge` wrote.
+        data: folder of the index; the validation split is compared on and gives the golden inputs.
+        student: architecture of the student.
+        preprocess: preprocessing as plain data, stored in the bundle.
+        opset: of the ONNX file; 17 or later keeps LayerNormalization one operator.
+        tolerance: largest difference of a logit allowed between torch and ONNX Runtime.
+        golden_count: number of golden inputs.
+        params: `params.yaml`, whose hash is recorded.
+        load: decodes and preprocesses one image.
+
+    Raises:
+        ModelError: the graph decomposes LayerNormalization.
+        ParityError: the ONNX file answers differently.
+    """
+    index, root = read_index(data)
+    images = stacked(root, index.splits["validation"], load=load)
+    labels = labels_of(index.splits["validation"])
+    model, names = load_merged(merged, "student", student)
+    graph = to_onnx(model, torch.from_numpy(images[:1]), opset=opset)
+    _check_layer_norms(graph, model)
+    path = save_onnx(graph, output)
+    parity = compare(
+        ("merged", torch_logits(model, images)), ("onnx", onnx_logits(path, images)), labels=labels, tolerance=tolerance
+    )
+    parity.write(output / "parity.json")
+    lineage = {
+        "git_revision": git_revision(Path.cwd()),
+        "params_sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
+        "data_sha256": index.sha256,
+        "parent_sha256": None,
+    }
+    info = BundleInfo(
+        name=student.model,
+        variant="fp32",
+        precision="fp32",
+        preprocess=preprocess,
+        labels=names,
+        lineage=lineage,
+    )
+    # Evenly spaced, because the split is sorted by path: the first ones would all be of one class.
+    chosen = np.linspace(0, len(images) - 1, min(golden_count, len(images))).round().astype(int)
+    write_bundle(output, info, golden=images[chosen])
+    return parity
+
+
+def to_onnx(model: nn.Module, image: torch.Tensor, *, opset: int) -> onnx.ModelProto:
+    """Exports `model` for inputs of the shape of `image`, (1, 3, height, width); names are `image` and `logits`."""
+    with warnings.catch_warnings():
+        # torch's exporter warns about its own internals (deprecated tree specs), nothing a user could act on.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(),
+            (image,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    if program is None:
+        msg = "torch.onnx.export returned no program"
+        raise ModelError(msg)
+    return program.model_proto
+
+
+def _check_layer_norms(graph: onnx.ModelProto, model: nn.Module) -> None:
+    found = Counter(node.op_type for node in graph.graph.node)["LayerNormalization"]
+    expected = sum(isinstance(module, nn.LayerNorm) for module in model.modules())
+    if found != expected:
+        msg = (
+            f"the ONNX graph holds {found} LayerNormalization operators, the student {expected}; "
+            f"decomposed ones overflow in FP16: raise `export.opset` to 17 or later"
+        )
+        raise ModelError(msg)

@@ -1,0 +1,140 @@
+"""The page: what the evidence says, laid out by `report.html.jinja`; everything from a record is escaped there."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.steps.report import charts, figures
+from pipeline.steps.report.evidence import Evidence
+from pipeline.steps.report.records import Json, Target
+from pipeline.steps.report.svg import Canvas
+from pipeline.steps.report.table import SummaryRow
+
+FOLDER = Path(__file__).parent
+WIDE, NARROW = 960.0, 326.0  # pixels inside a figure on a desk and on a phone
+LOSSES = {"loss": "total", "ce_teacher": "teacher cross-entropy", "ce_student": "student cross-entropy", "kl": "KL"}
+ACCURACIES = {"teacher_accuracy_percent": "teacher", "student_accuracy_percent": "student"}
+REFUSED_SHOWN = 50
+FILTERS = (
+    figures.milliseconds,
+    figures.percent,
+    figures.megabytes,
+    figures.points,
+    figures.signed_points,
+    figures.duration,
+    figures.error,
+    figures.cosine,
+    figures.share,
+    figures.count,
+    figures.plain,
+    figures.keep_units,
+)
+
+Figure = tuple[Markup, Markup]
+
+
+def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
+    """The whole page as one file that asks nothing of a network."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update({tool.__name__: tool for tool in FILTERS})
+    sheets = [(FOLDER / name).read_text(encoding="utf-8") for name in ("chart.css", "report.css")]
+    return environment.get_template("report.html.jinja").render(
+        style=Markup("".join(sheets)),  # noqa: S704  # our own files
+        evidence=evidence,
+        rows=rows,
+        sections=_sections(evidence),
+        chart=_accuracy_latency(evidence),
+        histograms={target.name: _histogram(evidence, target, index=i) for i, target in enumerate(evidence.targets)},
+        losses=_curves(evidence, LOSSES, titles=("Training losses", "loss"), name="losses"),
+        accuracies=_curves(evidence, ACCURACIES, titles=("Validation accuracy", "accuracy, %"), name="accuracies"),
+        data=_data(evidence.data),
+        states={target.name: state_rows(target.state) for target in evidence.targets},
+        fingerprints={target.name: list(flatten(target.device)) for target in evidence.targets},
+    )
+
+
+def _sections(evidence: Evidence) -> list[tuple[str, str]]:
+    return [
+        ("verdict", "Verdicts" if len(evidence.targets) > 1 else "Verdict"),
+        ("chart", "Accuracy against latency"),
+        ("variants", "Variants"),
+        ("parity", "Parity chain"),
+        ("training", "Training"),
+        ("data", "Data"),
+        ("device", "Devices" if len(evidence.targets) > 1 else "Device"),
+        ("reproduce", "Reproduce"),
+    ]
+
+
+def _pair(wide: Canvas | None, narrow: Canvas | None) -> Figure | None:
+    if wide is None or narrow is None:
+        return None
+    return Markup(wide.markup()), Markup(narrow.markup())  # noqa: S704  # ElementTree has escaped all text
+
+
+def _accuracy_latency(evidence: Evidence) -> Figure | None:
+    points = evidence.points()
+    wide = charts.accuracy_latency(points, width=WIDE, height=480, name="trade-off-wide")
+    return _pair(wide, charts.accuracy_latency(points, width=NARROW, height=380, name="trade-off-narrow"))
+
+
+def _histogram(evidence: Evidence, target: Target, *, index: int) -> Figure | None:
+    samples = evidence.samples[target.name]
+    drawn = [
+        charts.histograms(samples, target=target.name, width=width, name=f"latency-{index}-{name}")
+        for name, width in (("wide", WIDE), ("narrow", NARROW))
+    ]
+    return _pair(*drawn)
+
+
+def _curves(evidence: Evidence, columns: Mapping[str, str], *, titles: tuple[str, str], name: str) -> Figure | None:
+    drawn = [
+        charts.curves(
+            evidence.curves, columns=columns, titles=titles, width=width, height=300, name=f"{name}-{variant}"
+        )
+        for variant, width in (("wide", WIDE / 2 - 10), ("narrow", NARROW))
+    ]
+    return _pair(*drawn)
+
+
+def _data(report: Json | None) -> dict[str, Any] | None:
+    """Images per class and split, totals, and what was refused."""
+    if report is None:
+        return None
+    counts: Mapping[str, Mapping[str, int]] = report.get("counts") or {}
+    labels = list(dict.fromkeys(label for split in counts.values() for label in split))
+    refused = report.get("refused") or []
+    return {
+        "source": report.get("source"),
+        "splits": list(counts),
+        "classes": [(label, [split.get(label, 0) for split in counts.values()]) for label in labels],
+        "totals": [sum(split.values()) for split in counts.values()],
+        "refused": refused[:REFUSED_SHOWN],
+        "refused_count": len(refused),
+    }
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested keys as dotted ones, in order."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def state_rows(state: Json) -> list[tuple[str, Any, Any]]:
+    """(what, before, after) of a device state; what only one side has is "not recorded" on the other."""
+    before, after = (dict(flatten(state.get(when) or {})) for when in ("before", "after"))
+    keys = dict.fromkeys([*before, *after])
+    return [(key, before.get(key, "not recorded"), after.get(key, "not recorded")) for key in keys]

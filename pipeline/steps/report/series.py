@@ -1,0 +1,54 @@
+"""Reads the two kinds of CSV that the report draws: training curves and latency samples."""
+
+import csv
+import math
+from pathlib import Path
+
+from pipeline.base.errors import DataError
+from pipeline.steps.report.records import REMEDY
+
+Series = dict[str, list[tuple[float, float]]]
+Samples = dict[str, list[float]]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        msg = f"{str(path)!r} is not a CSV file ({error}): delete it and {REMEDY}"
+        raise DataError(msg) from error
+
+
+def _number(text: str | None, *, path: Path) -> float | None:
+    """The value of a cell; None where it is empty or not finite, since neither can be drawn."""
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        msg = f"{str(path)!r} holds {text!r} where a number belongs: delete it and {REMEDY}"
+        raise DataError(msg) from None
+    return value if math.isfinite(value) else None
+
+
+def read_curves(path: Path) -> Series:
+    """Reads `curves.csv` as column -> (epoch, value) pairs; empty where there is no file."""
+    series: Series = {}
+    for row in _rows(path) if path.is_file() else []:
+        epoch = _number(row.pop("epoch", None), path=path)
+        for column, text in row.items():
+            value = _number(text, path=path)
+            if epoch is not None and value is not None:
+                series.setdefault(column, []).append((epoch, value))
+    return series
+
+
+def read_latencies(path: Path) -> Samples:
+    """Reads `latency.csv` as variant -> latencies in milliseconds; empty where there is no file."""
+    samples: Samples = {}
+    for row in _rows(path) if path.is_file() else []:
+        value = _number(row.get("latency_us"), path=path)
+        if value is not None and value > 0:
+            samples.setdefault(row["variant"], []).append(value / 1000)
+    return samples

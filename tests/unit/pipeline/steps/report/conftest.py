@@ -1,0 +1,336 @@
+"""A whole synthetic project on disk: records of two targets, logits, parity, training and data."""
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.steps.report import report
+from pipeline.steps.report.records import Accuracy, Latency, Target, Variant
+
+IMAGES, CLASSES = 450, 10
+SHA = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("fp32", "int8")}
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    z, share = 1.96, correct / count
+    centre, root = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    scale = 100 / (1 + z * z / count)
+    return scale * (centre - root), scale * (centre + root)
+
+
+def variant_record(precision: str, correct: int, p50: float, p90: float, *, size: int, onnx: str) -> dict[str, Any]:
+    low, high = wilson(correct, IMAGES)
+    return {
+        "precision": precision,
+        "engine_sha256": "e" * 64,
+        "onnx_sha256": SHA[onnx],
+        "engine_bytes": size,
+        "accuracy": {
+            "percent": 100 * correct / IMAGES,
+            "correct": correct,
+            "count": IMAGES,
+            "low_percent": low,
+            "high_percent": high,
+        },
+        "latency_ms": {
+            "p50": p50,
+            "p90": p90,
+            "p99": p90 * 1.3,
+            "mean": p50 * 1.02,
+            "minimum": p50 * 0.9,
+            "maximum": p90 * 2,
+            "p50_low": p50 * 0.99,
+            "p50_high": p50 * 1.01,
+            "p90_low": p90 * 0.98,
+            "p90_high": p90 * 1.02,
+        },
+        "queries": 1000,
+        "seconds": 1.3,
+        "load_seconds": 0.02,
+        "golden": {"relative_error": 1e-6, "tolerance": 0.001 if precision == "fp32" else 0.1, "argmax_agreement": 1.0},
+    }
+
+
+def target_record(name: str, runtime: str, variants: dict[str, Any], **other: Any) -> dict[str, Any]:
+    device = {
+        "schema": 1,
+        "target": name,
+        "runtime": runtime,
+        "runtime_version": "2026.4.1",
+        "machine_id": "0123456789abcdef",
+        "architecture": "x86_64",
+        "system": "Linux",
+        "cpu": {"model": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "features": ["amx_bf16", "avx512_vnni"]},
+        "memory_gb": 23,
+        "l4t": None,
+        "python": "3.11.7",
+        "bf16": True,
+    }
+    state = {"load_1m": 0.3, "clock_mhz": 2700.0, "temperature_c": None, "power": {"mode": "performance"}}
+    return {
+        "schema": 1,
+        "target": name,
+        "runtime": runtime,
+        "runtime_version": "2026.4.1",
+        "device": device,
+        "state": {"before": state, "after": {**state, "load_1m": 1.1}},
+        "profile": "standard",
+        "scenario": "SingleStream",
+        "statistics_engine": "slad",
+        "minimum": {"queries": 664, "seconds": 1.0},
+        "valid": True,
+        "invalid_reasons": [],
+        "variants": variants,
+        "skipped": {},
+        "failed": {},
+        **other,
+    }
+
+
+def parity_record(start: str, end: str, error: float, before: float, after: float) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "from": start,
+        "to": end,
+        "samples": 64,
+        "max_abs_error": error,
+        "mean_abs_error": error / 5,
+        "relative_error": error / 10,
+        "cosine": 1 - error / 100,
+        "argmax_agreement": 1.0 if error < 0.01 else 0.984375,
+        "tolerance": 0.2,
+        "passed": True,
+        "accuracy_from_percent": before,
+        "accuracy_to_percent": after,
+        "count": 360,
+    }
+
+
+@dataclass
+class Project:
+    """Folders of a run; `build` writes the report."""
+
+    root: Path
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def edit(self, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+        content = json.loads(self.path(name).read_text())
+        change(content)
+        self.write(name, content)
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "measured": self.path("measured"),
+            "targets": [folder.name for folder in self.path("measured").glob("*")],
+            "data": self.path("data"),
+            "distill": self.path("distill"),
+            "merged": self.path("merged"),
+            "onnx": self.path("onnx"),
+            "reference_logits": self.path("reference_logits.npz"),
+            "max_drop_points": 1.0,
+            "reference": "fp32",
+            "git_revision": "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
+            "params_sha256": "f" * 64,
+        }
+
+    def build(self, **overrides: Any) -> dict[str, Any]:
+        self.path("reports").mkdir(exist_ok=True)
+        return report(self.path("reports"), **{**self.arguments(), **overrides})
+
+    def html(self) -> str:
+        return self.path("reports/report.html").read_text(encoding="utf-8")
+
+    def page(self) -> "Page":
+        page = Page()
+        page.feed(self.html())
+        page.close()
+        return page
+
+
+def write_measured(project: Project, rng: np.random.Generator) -> None:
+    cpu = {
+        "fp32": variant_record("fp32", 437, 2.31, 2.62, size=22_431_000, onnx="fp32"),
+        "bf16": variant_record("bf16", 437, 1.62, 1.84, size=11_300_000, onnx="fp32"),
+        "int8": variant_record("int8", 435, 1.12, 1.31, size=6_102_000, onnx="int8"),
+    }
+    ort = {
+        "fp32": variant_record("fp32", 437, 3.05, 3.32, size=22_105_000, onnx="fp32"),
+        "int8": variant_record("int8", 435, 3.21, 3.55, size=5_790_000, onnx="int8"),
+    }
+    skipped = {"bf16": "this runtime has no bf16 kernels on x86"}
+    project.write("measured/cpu-openvino/record.json", target_record("cpu-openvino", "openvino", cpu))
+    record = target_record("cpu-onnxruntime", "onnxruntime", ort, skipped=skipped)
+    project.write("measured/cpu-onnxruntime/record.json", record)
+    for target, variants in (("cpu-openvino", cpu), ("cpu-onnxruntime", ort)):
+        with project.path(f"measured/{target}/latency.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["variant", "index", "latency_us"])
+            for name, figures in variants.items():
+                p50 = figures["latency_ms"]["p50"]
+                values = 1000 * p50 * (0.9 + rng.gamma(2.0, 0.06, size=1000))
+                writer.writerows([name, index, f"{value:.1f}"] for index, value in enumerate(values))
+
+
+def write_logits(project: Project, rng: np.random.Generator) -> None:
+    labels = rng.integers(CLASSES, size=IMAGES)
+    fp32 = rng.normal(size=(IMAGES, CLASSES)).astype(np.float32)
+    fp32[np.arange(IMAGES), labels] += 5
+    int8 = fp32 + rng.normal(scale=0.05, size=fp32.shape).astype(np.float32)
+    np.savez(
+        project.path("reference_logits.npz"), teacher=np.eye(fp32.shape[1])[labels], fp32=fp32, int8=int8, labels=labels
+    )
+    np.savez(project.path("measured/cpu-openvino/logits.npz"), fp32=fp32 + 1e-6, bf16=fp32 * 1.002, int8=int8 + 1e-4)
+    np.savez(project.path("measured/cpu-onnxruntime/logits.npz"), fp32=fp32, int8=int8)
+
+
+def write_host(project: Project) -> None:
+    project.write("merged/parity.json", parity_record("torch", "merged", 3.2e-6, 97.5, 97.5))
+    project.write("onnx/fp32/parity.json", parity_record("merged", "onnx", 1.1e-5, 97.5, 97.5))
+    project.write("onnx/int8/parity.json", parity_record("onnx", "int8", 0.31, 97.5, 96.94))
+    for name, parent in (("fp32", None), ("int8", SHA["fp32"])):
+        files = {"model.onnx": {"sha256": SHA[name], "bytes": 10}}
+        lineage = {"git_revision": "x", "params_sha256": "x", "data_sha256": "x", "parent_sha256": parent}
+        bundle = {"schema": 1, "variant": name, "onnx": "model.onnx", "files": files, "lineage": lineage}
+        project.write(f"onnx/{name}/bundle.json", bundle)
+    metrics = {
+        "method": "slad",
+        "teacher": {"validation_accuracy_percent": 98.33},
+        "student": {"validation_accuracy_percent": 97.5},
+        "trained_parameters": 312_330,
+        "seconds": 184.2,
+    }
+    project.write("distill/metrics.json", {"schema": 1, **metrics})
+    heading = "epoch,loss,ce_teacher,ce_student,kl,teacher_accuracy_percent,student_accuracy_percent,learning_rate\n"
+    rows = [
+        f"{e},{4 * 0.8**e + 0.3:.4f},{1.5 * 0.75**e:.4f},{2 * 0.8**e + 0.1:.4f},{0.9 * 0.85**e:.4f},"
+        f"{98.3 - 60 * 0.6**e:.2f},{97.5 - 70 * 0.7**e:.2f},{1e-3 * (1 - e / 20):.6f}\n"
+        for e in range(20)
+    ]
+    project.path("distill/curves.csv").write_text(heading + "".join(rows))
+    counts = {
+        split: {str(i): size + i % 3 for i in range(CLASSES)}
+        for split, size in (("train", 118), ("validation", 35), ("test", 44))
+    }
+    project.write("data/report.json", {"schema": 1, "source": "digits", "counts": counts, "refused": []})
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path)
+    rng = np.random.default_rng(0)
+    write_measured(project, rng)
+    write_logits(project, rng)
+    write_host(project)
+    return project
+
+
+@pytest.fixture
+def variant() -> Callable[..., Variant]:
+    def make(
+        name: str,
+        *,
+        correct: int = 970,
+        p90: float = 2.0,
+        spread: float = 0.01,
+        size: int = 10_000_000,
+        count: int = 1000,
+        precision: str | None = None,
+    ) -> Variant:
+        low, high = wilson(correct, count)
+        bounds = {"p50_low": p90 * 0.8, "p50_high": p90 * 0.9, "p90_low": p90 - spread, "p90_high": p90 + spread}
+        return Variant(
+            name=name,
+            precision=precision or name,
+            onnx_sha256=SHA.get(name, SHA["fp32"]),
+            engine_bytes=size,
+            accuracy=Accuracy(percent=100 * correct / count, low=low, high=high, correct=correct, count=count),
+            latency=Latency(p50=p90 * 0.85, p90=p90, **bounds),
+            golden_tolerance=0.1,
+        )
+
+    return make
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Callable[..., Target]:
+    def make(*variants: Variant, **changes: Any) -> Target:
+        content: dict[str, Any] = {
+            "name": "board",
+            "folder": tmp_path,
+            "runtime": "openvino",
+            "runtime_version": "1",
+            "valid": True,
+            "invalid_reasons": (),
+            "skipped": {},
+            "failed": {},
+            "device": {},
+            "state": {},
+            "run": {},
+        }
+        return Target(variants=variants, **{**content, **changes})
+
+    return make
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page: tags with their attributes, and the text under each id and in each table row."""
+
+    VOID = frozenset({"meta", "link", "br", "input", "img", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, str | None]] = []
+        self.by_id: dict[str, str] = {}
+        self.rows: list[list[str]] = []
+        self.unbalanced: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if found.get("id"):
+            self.by_id[str(found["id"])] = ""
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append((tag, found.get("id")))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1][0] != tag:
+            self.unbalanced.append(tag)
+        else:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for _, name in self.open:
+            if name:
+                self.by_id[name] += data
+        if any(tag in ("td", "th") for tag, _ in self.open):
+            self.rows[-1][-1] += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.tags if name == tag]
+
+    def text(self, name: str) -> str:
+        return " ".join(self.by_id[name].split())
