@@ -1,0 +1,108 @@
+"""The command `slad`: composes parameters and runs the pipeline."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+except ModuleNotFoundError:
+    sys.stderr.write("error: `slad` needs the host's packages; run `pip install 'slad-edge[host]'`\n")
+    sys.exit(8)
+
+from stages.boundary import DEBUG, run
+
+CONFIGS = Path("configs")
+PARAMS = Path("params.yaml")
+SUMMARY = Path("reports/summary.json")
+OVERRIDES = typer.Argument(help="Changes on top of configs/, such as `student=vit_small distill.rank=32`.")
+IMAGES = typer.Option("--images", help="Your folder of images, one subfolder per class.")
+RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def cli(
+    *, debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of expected errors too.")] = False
+) -> None:
+    """From a folder of images to a measured, compiled model on an edge device."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+@app.command()
+def sync(
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    *,
+    images: Annotated[Path | None, IMAGES] = None,
+    reset: Annotated[bool, RESET] = False,
+) -> None:
+    """Compose configs/ and the overrides into params.yaml; recorded overrides stay unless --reset."""
+    run(lambda: _sync([*_own(images), *(overrides or [])], reset=reset))
+
+
+@app.command()
+def repro(
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    *,
+    images: Annotated[Path | None, IMAGES] = None,
+    reset: Annotated[bool, RESET] = False,
+) -> None:
+    """Compose params.yaml, run whatever is out of date (`dvc repro`), and print the results."""
+    run(lambda: _sync([*_own(images), *(overrides or [])], reset=reset))
+    # DVC and the stages it starts must come from the environment that this command runs in.
+    scripts = Path(sys.executable).parent
+    path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
+    done = subprocess.run([str(scripts / "dvc"), "repro"], env=os.environ | {"PATH": path}, check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    table()
+
+
+@app.command()
+def table() -> None:
+    """Print accuracy, latency, size and verdict of every compiled variant."""
+    run(_print_table)
+
+
+def _own(images: Path | None) -> list[str]:
+    """The overrides that stand for --images, quoted for Hydra: paths hold blanks, commas and quotes."""
+    if images is None:
+        return []
+    path = str(images.expanduser().resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    return ["data=folder", f"prepare.path='{path}'"]
+
+
+def _sync(overrides: list[str], *, reset: bool) -> None:
+    from deploy.files import write_text
+    from pipeline.base.compose import compose_params, joined_overrides, recorded_overrides, to_yaml
+    from pipeline.parts.index import image_folder
+
+    earlier = [] if reset else recorded_overrides(PARAMS)
+    composed = compose_params(CONFIGS, joined_overrides(earlier, overrides))
+    if composed.prepare.path is not None:
+        image_folder(Path(composed.prepare.path))  # else DVC would only call it missing, after params.yaml has changed
+    text = to_yaml(composed)
+    if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
+        write_text(PARAMS, text)
+
+
+def _print_table() -> None:
+    from rich.console import Console
+
+    from pipeline.steps.report.records import read_json
+    from pipeline.steps.report.table import print_table, summary_rows
+
+    print_table(summary_rows(read_json(SUMMARY)), Console())
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The process boundary of every stage: expected errors become one line and an exit code, the rest a traceback.
+
+Exit codes: 0 done, 2 parameters or target options, 3 data, 4 weights or models, 5 parity, 6 bundle, 7 engine,
+8 runtime missing, 9 measurement, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from deploy.errors import DeployError
+from pipeline.base.errors import PipelineError
+
+DEBUG = "SLAD_DEBUG"  # set to anything: expected errors show their traceback too
+
+
+def run(stage: Callable[[], object]) -> None:
+    """Runs `stage` and exits: 0 when it returns, an error's own code when it raises an expected one."""
+    try:
+        stage()
+    except (PipelineError, DeployError) as error:
+        if os.environ.get(DEBUG):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing was changed\n")
+        sys.exit(130)

@@ -1,0 +1,42 @@
+"""Stage export: writes the merged student as a bundle with one ONNX file."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from deploy.bundle import Preprocess
+from deploy.files import replaced_folder
+from deploy.preprocess import load_image
+from pipeline.base.params import ExportStage, read_params
+from pipeline.parts.models import ModelSpec
+from pipeline.steps.export import export
+from stages.boundary import run
+
+
+def main() -> None:
+    """Reads paths and parameters, and exports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--merged", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    params = read_params(args.params, ExportStage)
+    preprocess = params.preprocess.model_dump()
+    with replaced_folder(args.output) as output:
+        export(
+            output,
+            merged=args.merged,
+            data=args.data,
+            student=ModelSpec(params.student.model, overrides=params.student.overrides),
+            preprocess=preprocess,
+            opset=params.export.opset,
+            tolerance=params.export.tolerance,
+            golden_count=params.export.golden_count,
+            params=args.params,
+            load=partial(load_image, preprocess=Preprocess(**preprocess)),
+        )
+
+
+if __name__ == "__main__":
+    run(main)

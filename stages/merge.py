@@ -1,0 +1,40 @@
+"""Stage merge: folds the adapters into teacher and student."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from deploy.bundle import Preprocess
+from deploy.files import replaced_folder
+from deploy.preprocess import load_image
+from pipeline.base.params import MergeStage, read_params
+from pipeline.parts.models import ModelSpec
+from pipeline.steps.merge import merge_pair
+from stages.boundary import run
+
+
+def main() -> None:
+    """Reads paths and parameters, and merges."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--distilled", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--foundation", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    params = read_params(args.params, MergeStage)
+    with replaced_folder(args.output) as output:
+        merge_pair(
+            output,
+            distilled=args.distilled,
+            data=args.data,
+            foundation=args.foundation,
+            teacher=ModelSpec(**params.teacher.model_dump()),
+            student=ModelSpec(**params.student.model_dump()),
+            tolerance=params.merge.tolerance,
+            load=partial(load_image, preprocess=Preprocess(**params.preprocess.model_dump())),
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,24 @@
+"""Stage probe: writes the fingerprint of a target's device."""
+
+import argparse
+from pathlib import Path
+
+from deploy.device import fingerprint
+from deploy.files import write_json
+from pipeline.base.params import TargetStage, read_target_params
+from stages.boundary import run
+
+
+def main() -> None:
+    """Reads paths and parameters, and probes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    spec = read_target_params(args.params, TargetStage, args.target)[1]
+    write_json(args.output, fingerprint(args.target, spec.runtime))
+
+
+if __name__ == "__main__":
+    run(main)

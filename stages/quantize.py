@@ -1,0 +1,42 @@
+"""Stage quantize: writes one INT8 variant of the exported network as a bundle."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from deploy.bundle import load_bundle
+from deploy.files import replaced_folder
+from deploy.preprocess import load_image
+from pipeline.base.errors import ParamsError
+from pipeline.base.params import QuantizeStage, read_params
+from pipeline.steps.quantize.step import quantize
+from stages.boundary import run
+
+
+def main() -> None:
+    """Reads paths and parameters, and quantises."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--exported", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    params = read_params(args.params, QuantizeStage).quantize
+    if args.variant not in params.variants:
+        msg = f"--variant {args.variant!r} is not in `quantize.variants`: {', '.join(params.variants)}"
+        raise ParamsError(msg)
+    with replaced_folder(args.output) as output:
+        quantize(
+            output,
+            variant=args.variant,
+            exported=args.exported,
+            data=args.data,
+            subset_size=params.subset_size,
+            attention=params.variants[args.variant].attention,
+            load=partial(load_image, preprocess=load_bundle(args.exported).preprocess),
+        )
+
+
+if __name__ == "__main__":
+    run(main)

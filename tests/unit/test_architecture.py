@@ -1,0 +1,106 @@
+"""The rules of the layout: who may import whom, what DVC must know, how large a piece may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from pipeline.base import params as parameters
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("pipeline", "stages", "deploy")
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in DVC.items()}
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEMPLATES = {".css", ".jinja"}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return grimp.build_graph(*PACKAGES, cache_dir=None)
+
+
+def source_of(module: str) -> Path:
+    path = ROOT / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def expected_sources(graph, stage: str) -> set[str]:
+    """Every non-empty file that importing `stages.<stage>` runs, with the templates that lie beside one."""
+    modules = {f"stages.{stage}", *graph.find_upstream_modules(f"stages.{stage}")}
+    files = {source_of(module) for module in modules}
+    files |= {parent / "__init__.py" for file in files for parent in file.parents if (parent / "__init__.py").is_file()}
+    files |= {other for file in files for other in file.parent.iterdir() if other.suffix in TEMPLATES}
+    return {file.relative_to(ROOT).as_posix() for file in files if file.stat().st_size}
+
+
+def test_the_import_rules_hold():
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_knows_every_source_file_that_a_stage_runs(graph, stage):
+    listed = {d for d in STAGES[stage]["deps"] if d.split("/")[0] in PACKAGES}
+    expected = expected_sources(graph, stage)
+    assert listed == expected, f"dvc.yaml, {stage}: add {sorted(expected - listed)}, drop {sorted(listed - expected)}"
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"guard"}))  # it reads the whole file, as a dependency
+def test_dvc_knows_the_parameters_that_a_stage_reads(stage):
+    reader = {"probe": "TargetStage", "compile": "TargetStage"}.get(stage, f"{stage.capitalize()}Stage")
+    sections = set(getattr(parameters, reader).model_fields)
+    assert {key.split(".")[0] for key in STAGES[stage]["params"]} == sections
+    assert reader in source_of(f"stages.{stage}").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_file_is_a_stage_and_keeps_its_last_good_output(stage):
+    assert f"python -m stages.{stage}" in STAGES[stage]["cmd"]
+    outputs = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    assert outputs
+    assert all(options["persist"] for output in outputs for options in output.values())
+
+
+def test_there_is_no_stage_file_that_dvc_does_not_run():
+    files = {file.stem for file in (ROOT / "stages").glob("*.py")} - {"__init__", "__main__", "boundary"}
+    assert files == set(STAGES)
+
+
+@pytest.mark.parametrize("file", [*SOURCES, *TESTS], ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_no_file_or_function_is_too_long(file):
+    text = file.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            documented = ast.get_docstring(node) is not None
+            body = node.body[1:] if documented else node.body
+            size = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert size <= 60, f"{node.name} has {size} lines"
+
+
+def test_every_exception_handler_names_what_it_expects():
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                assert caught not in {"", "Exception", "BaseException"}, f"{file}:{node.lineno}"
+
+
+def test_torch_load_and_pickle_are_not_used():
+    for file in SOURCES:
+        text = file.read_text()
+        assert "import pickle" not in text
+        assert "torch.load(" not in text
+        assert "allow_pickle=True" not in text
