@@ -91,6 +91,14 @@ def _create(spec: ModelSpec, *, role: str, **options: Any) -> nn.Module:
 
 
 def _from_file(spec: ModelSpec, path: Path, *, role: str, num_classes: int) -> nn.Module:
+    if not path.is_file():
+        remedy = (
+            "restore it with `git checkout artifacts/foundation` or train it with `make foundation`"
+            if spec.weights == FOUNDATION
+            else "give one that exists"
+        )
+        msg = f"`{role}.weights`: no file {str(path)!r}; {remedy}, or choose a timm tag or another safetensors file"
+        raise WeightsError(msg)
     keys = _stored_shapes(path, role=role)
     head = keys.get(f"{HEAD_PREFIX}weight")
     # timm drops a head whose size is not the model's and resamples position embeddings by itself.
@@ -109,12 +117,6 @@ def _from_file(spec: ModelSpec, path: Path, *, role: str, num_classes: int) -> n
 
 
 def _stored_shapes(path: Path, *, role: str) -> dict[str, tuple[int, ...]]:
-    if not path.is_file():
-        msg = (
-            f"`{role}.weights`: no file {str(path)!r}; build it with `make foundation`, "
-            f"or set `{role}.weights` to a timm tag or to a safetensors file that exists"
-        )
-        raise WeightsError(msg)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
