@@ -28,7 +28,7 @@ def main() -> None:
             output,
             merged=args.merged,
             data=args.data,
-            student=ModelSpec(params.student.model, overrides=params.student.overrides),
+            student=ModelSpec(**params.student.model_dump()),
             preprocess=preprocess,
             opset=params.export.opset,
             tolerance=params.export.tolerance,

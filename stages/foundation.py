@@ -1,13 +1,14 @@
-"""Stage foundation: pretrains the small teacher and student that need no download."""
+"""Stage foundation: pretrains a small pair that needs no download."""
 
 import argparse
 from pathlib import Path
 
 from deploy.files import replaced_folder
-from pipeline.base.params import FoundationStage, ScheduleParams, read_params
+from pipeline.base.errors import ParamsError
+from pipeline.base.params import FoundationStage, read_params
 from pipeline.parts.models import ModelSpec
 from pipeline.parts.training import Schedule
-from pipeline.steps.foundation import foundation
+from pipeline.steps.foundation import Drawing, foundation
 from stages.boundary import run
 
 
@@ -15,27 +16,29 @@ def main() -> None:
     """Reads paths and parameters, and pretrains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--pair", required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     params = read_params(args.params, FoundationStage)
+    if args.pair not in params.foundations:
+        msg = f"{args.params}: no foundation pair {args.pair!r} among {', '.join(params.foundations)}"
+        raise ParamsError(msg)
+    pair = params.foundations[args.pair]
+    size = pair.image_size
     with replaced_folder(args.output) as output:
         foundation(
             output,
-            teacher=ModelSpec(params.teacher.model, overrides=params.teacher.overrides),
-            student=ModelSpec(params.student.model, overrides=params.student.overrides),
-            image_size=params.foundation.image_size,
-            classes=params.foundation.classes,
-            instances=params.foundation.instances,
-            batch_size=params.foundation.batch_size,
-            teacher_schedule=_schedule(params.foundation.teacher),
-            student_schedule=_schedule(params.foundation.student),
-            student_init=params.foundation.student_init,
+            teacher=ModelSpec(pair.teacher.model, image_size=size, overrides=pair.teacher.overrides),
+            student=ModelSpec(pair.student.model, image_size=size, overrides=pair.student.overrides),
+            drawing=Drawing(kind=pair.images, size=size, classes=pair.classes, instances=pair.instances),
+            batch_size=pair.batch_size,
+            teacher_schedule=Schedule(**pair.teacher.schedule.model_dump()),
+            student_schedule=Schedule(**pair.student.schedule.model_dump()),
+            student_init=pair.student_init,
+            token_drop=pair.token_drop,
+            precision=pair.precision,
             seed=params.seed,
         )
-
-
-def _schedule(params: ScheduleParams) -> Schedule:
-    return Schedule(**params.model_dump())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from deploy.files import replaced_folder
 from deploy.preprocess import load_image
 from pipeline.base.params import MergeStage, read_params
 from pipeline.parts.models import ModelSpec
-from pipeline.steps.merge import merge_pair
+from pipeline.steps.merge import merge_models
 from stages.boundary import run
 
 
@@ -19,16 +19,14 @@ def main() -> None:
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--distilled", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--foundation", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     params = read_params(args.params, MergeStage)
     with replaced_folder(args.output) as output:
-        merge_pair(
+        merge_models(
             output,
             distilled=args.distilled,
             data=args.data,
-            foundation=args.foundation,
             teacher=ModelSpec(**params.teacher.model_dump()),
             student=ModelSpec(**params.student.model_dump()),
             tolerance=params.merge.tolerance,

@@ -29,13 +29,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     stage = read_params(args.params, ReportStage)
-    params, spec = stage.report, ModelSpec(stage.teacher.model, overrides=stage.teacher.overrides)
+    params, spec = stage.report, ModelSpec(**stage.teacher.model_dump())
     reference_load = partial(load_image, preprocess=load_bundle(args.onnx / params.reference).preprocess)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "report")
         written.mkdir()
         logits = Path(scratch, "reference_logits.npz")
-        teacher, _ = load_merged(args.merged, "teacher", spec)
+        # student_only has no teacher
+        merged = args.merged / "teacher.safetensors"
+        teacher = load_merged(args.merged, "teacher", spec)[0] if merged.is_file() else None
         write_reference_logits(logits, onnx=args.onnx, teacher=teacher, data=args.data, load=reference_load)
         report(
             written,

@@ -31,8 +31,8 @@ LOAD = partial(load_image, preprocess=PREPROCESS)
 
 def spec(*, width: int, depth: int, heads: int, weights: str = "random") -> ModelSpec:
     """A vision transformer for 16 x 16 pixels in patches of 8."""
-    overrides = {"img_size": SIZE, "patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": heads}
-    return ModelSpec(ARCHITECTURE, weights, overrides)
+    overrides = {"patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": heads}
+    return ModelSpec(ARCHITECTURE, weights, SIZE, overrides)
 
 
 TEACHER = spec(width=24, depth=4, heads=3)

@@ -1,208 +1,35 @@
-"""The parameters of every stage: one model per section of `params.yaml`, unknown keys refused, all errors at once."""
+"""The parameters of every stage, read from `params.yaml`: unknown keys refused, all errors at once."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from pipeline.base.errors import ParamsError
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    """A part of `params.yaml`: frozen, and closed to keys it does not name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PrepareParams(Section):
-    """Where images come from and how they are split."""
-
-    source: Literal["digits", "folder"]
-    path: str | None
-    watch: str | None
-    validation_fraction: Share
-    test_fraction: Share
-    calibration_size: Count
-
-    @model_validator(mode="after")
-    def _fits_its_source(self) -> Self:
-        if self.source == "folder" and (self.path is None or self.watch is None):
-            msg = "`prepare.path` is not set; give the folder that holds one subfolder of images per class"
-            raise ValueError(msg)
-        if self.source == "digits" and self.path is not None:
-            msg = f"`prepare.path` {self.path!r} has no effect on the built-in digits; add data=folder"
-            raise ValueError(msg)
-        if self.validation_fraction + self.test_fraction >= 1:
-            msg = (
-                f"`prepare.validation_fraction` {self.validation_fraction} and `prepare.test_fraction` "
-                f"{self.test_fraction} leave nothing to train on; lower them"
-            )
-            raise ValueError(msg)
-        return self
-
-
-class PreprocessParams(Section):
-    """What happens to an image before the network, in training, calibration and on the device alike."""
-
-    resize: Count
-    resize_mode: Literal["squash", "shortest"]
-    crop: tuple[Count, Count]
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-    color: Literal["RGB"]
-
-
-class AugmentParams(Section):
-    """Random changes to training images."""
-
-    degrees: Annotated[float, Field(ge=0, le=180)]
-    translate: Annotated[float, Field(ge=0, le=1)]
-    scale: tuple[Positive, Positive]
-    flip: bool
-
-    @model_validator(mode="after")
-    def _scale_ascends(self) -> Self:
-        if self.scale[0] > self.scale[1]:
-            msg = f"`augment.scale` is {list(self.scale)}; give the smaller zoom first"
-            raise ValueError(msg)
-        return self
-
-
-class ModelParams(Section):
-    """A timm architecture and its weights."""
-
-    model: str
-    weights: Annotated[str, Field(min_length=1)]
-    overrides: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _not_random(self) -> Self:
-        if self.weights == "random":
-            msg = "weights are 'random', which no adapter can mend; choose 'foundation', a timm tag or a file"
-            raise ValueError(msg)
-        return self
-
-
-class ScheduleParams(Section):
-    """Length and rates of one training run."""
-
-    epochs: Count
-    learning_rate: Positive
-    weight_decay: Weight
-    warmup_epochs: Weight
-    clip_norm: Positive
-
-    @model_validator(mode="after")
-    def _warms_up_in_time(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
-            msg = f"warmup_epochs {self.warmup_epochs:g} is not below epochs {self.epochs}; warm up for fewer"
-            raise ValueError(msg)
-        return self
-
-
-class FoundationParams(Section):
-    """Pretraining of the small foundation pair on fractals."""
-
-    image_size: Count
-    classes: Annotated[int, Field(ge=2)]
-    instances: Count
-    batch_size: Count
-    student_init: Literal["slice", "random"]
-    teacher: ScheduleParams
-    student: ScheduleParams
-
-
-class DistillParams(Section):
-    """The method and its training run."""
-
-    method: Literal["slad"]
-    rank: Count
-    alpha: Positive
-    layer_map: Literal["even", "first", "last"]
-    temperature: Positive
-    detach: bool
-    weight_student: Weight
-    weight_teacher: Weight
-    weight_kl: Weight
-    schedule: ScheduleParams
-    batch_size: Count
-    workers: Annotated[int, Field(ge=0)]
-    precision: Literal["auto", "fp32", "bf16"]
-
-
-class MergeParams(Section):
-    """How closely the merged student must answer like the adapted one."""
-
-    tolerance: Positive
-
-
-class ExportParams(Section):
-    """The ONNX file and the checks that travel with it."""
-
-    opset: Annotated[int, Field(ge=17, le=22)]
-    tolerance: Positive
-    golden_count: Count
-
-
-class QuantizeVariant(Section):
-    """One INT8 variant of the exported network."""
-
-    attention: bool
-
-
-class QuantizeParams(Section):
-    """Post-training quantisation."""
-
-    subset_size: Count
-    variants: dict[str, QuantizeVariant]
-
-
-class TargetVariant(Section):
-    """One engine of a target."""
-
-    onnx: str
-    precision: Literal["fp32", "bf16", "int8"]
-
-
-class TargetParams(Section):
-    """A device and what is built for it."""
-
-    runtime: Literal["openvino", "onnxruntime"]
-    threads: Annotated[int, Field(ge=0)]
-    variants: Annotated[dict[str, TargetVariant], Field(min_length=1)]
-
-
-class MeasureParams(Section):
-    """How much is measured."""
-
-    profile: Literal["quick", "standard"]
-    queries: Annotated[int, Field(ge=64)]
-    seconds: Positive
-    warmup_seconds: Weight
-
-
-class ReportParams(Section):
-    """What the verdict allows."""
-
-    max_drop_points: Weight
-    reference: str
+from pipeline.base.methods import METHODS, DistillParams
+from pipeline.base.sections import (
+    AugmentParams,
+    ExportParams,
+    FoundationParams,
+    MeasureParams,
+    MergeParams,
+    ModelParams,
+    PrepareParams,
+    PreprocessParams,
+    QuantizeParams,
+    ReportParams,
+    Section,
+    Seed,
+    TargetParams,
+)
 
 
 class FoundationStage(Section):
     """What `foundation` reads."""
 
     seed: Seed
-    teacher: ModelParams
-    student: ModelParams
-    foundation: FoundationParams
+    foundations: dict[str, FoundationParams]
 
 
 class PrepareStage(Section):
@@ -346,11 +173,14 @@ def validate(content: dict[str, Any], stage: type[Stage], *, source: str) -> Sta
 
 
 def _describe(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    # A union says which of its members was meant: no key of the user's.
+    key = ".".join(str(part) for part in item["loc"] if not (part in METHODS and item["loc"][:1] == ("distill",)))
     if item["type"] == "extra_forbidden":
         return f"`{key}` is no known key"
     if item["type"] == "missing":
         return f"`{key}` is missing"
+    if item["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        return f"`{key}.method` is {item['input'].get('method')!r}; choose among {', '.join(METHODS)}"
     if item["type"] == "value_error":
         reason = str(item["ctx"]["error"])
         return reason if reason.startswith("`") else f"`{key}`: {reason}"

@@ -19,12 +19,15 @@ class Reporter:
     Args:
         title: what is being done, such as "distill".
         total: number of steps.
+        done: steps of an earlier run that need not be done again.
+        quiet: shows nothing, for all processes but one.
     """
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
         self._title = title
         self._total = total
-        self._done = 0
+        self._done = self._first = done
+        self._quiet = quiet
         self._start = self._last = time.monotonic()
         self._live = Progress(
             SpinnerColumn(),
@@ -33,9 +36,9 @@ class Reporter:
             TimeRemainingColumn(),
             console=_console,
             transient=True,
-            disable=not _console.is_terminal,
+            disable=quiet or not _console.is_terminal,
         )
-        self._task = self._live.add_task(title, total=total)
+        self._task = self._live.add_task(title, total=total, completed=done)
 
     def __enter__(self) -> "Reporter":
         self._live.start()
@@ -49,11 +52,11 @@ class Reporter:
         self._done += 1
         self._live.update(self._task, advance=1, description=f"{self._title} {note}".strip())
         now = time.monotonic()
-        if _console.is_terminal or (now - self._last < LOG_EVERY_S and self._done < self._total):
+        if self._quiet or _console.is_terminal or (now - self._last < LOG_EVERY_S and self._done < self._total):
             return
         self._last = now
         elapsed = now - self._start
-        left = elapsed / self._done * (self._total - self._done)
+        left = elapsed / (self._done - self._first) * (self._total - self._done)
         line = f"{self._title} {self._done}/{self._total} {note} elapsed {elapsed:.0f} s, left {left:.0f} s"
         sys.stderr.write(line.replace("  ", " ") + "\n")
         sys.stderr.flush()
@@ -65,3 +68,9 @@ def track(items: Iterable[T], *, title: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             reporter.advance()
+
+
+def notice(text: str) -> None:
+    """Tells the user something that is no error, in one line."""
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()

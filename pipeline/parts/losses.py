@@ -29,3 +29,14 @@ def distillation_kl(student: Tensor, teacher: Tensor, *, temperature: float, det
 def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cosine similarity, averaged over all tokens; both of shape (batch, tokens, width), teacher detached."""
     return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
+
+
+def logit_mse(student: Tensor, teacher: Tensor, *, detach: bool = True) -> Tensor:
+    """Mean squared difference of logits of shape (batch, classes).
+
+    Args:
+        student: logits.
+        teacher: logits.
+        detach: whether the teacher is a fixed target.
+    """
+    return F.mse_loss(student.float(), (teacher.detach() if detach else teacher).float())

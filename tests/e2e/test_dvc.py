@@ -161,10 +161,21 @@ def test_experiments_compose_run_and_are_recorded(finished):
 
 def test_the_frozen_foundation_can_be_rebuilt(finished):
     small = {"epochs": 1, "warmup_epochs": 0}
-    schedules = [f"foundation.{role}.{key}={value}" for role in ("teacher", "student") for key, value in small.items()]
-    overrides = ["foundation.classes=64", "foundation.instances=2", "foundation.batch_size=64", *schedules]
-    assert finished.run("slad", "sync", *overrides).returncode == 0
-    before = (finished.root / "artifacts/foundation/student.safetensors").read_bytes()
-    assert finished.ran("make", "-o", "setup", "foundation", f"BIN={BIN}") == ["foundation"]
-    assert (finished.root / "artifacts/foundation/student.safetensors").read_bytes() != before
+    pair = "foundations.grey32"
+    schedules = [
+        f"{pair}.{role}.schedule.{key}={value}" for role in ("teacher", "student") for key, value in small.items()
+    ]
+    sizes = [f"{pair}.{key}={value}" for key, value in (("classes", 64), ("instances", 2), ("batch_size", 64))]
+    assert finished.run("slad", "sync", *sizes, *schedules).returncode == 0
+    weights = finished.root / "artifacts/foundation/grey32/student.safetensors"
+    other = finished.root / "artifacts/foundation/rgb64/student.safetensors"
+    before, untouched = weights.read_bytes(), other.read_bytes() if other.is_file() else None
+    done = finished.run("make", "-o", "setup", "foundation", "PAIR=grey32", f"BIN={BIN}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights.read_bytes() != before
+    assert untouched is None or other.read_bytes() == untouched
     assert "frozen: true" in (finished.root / "dvc.yaml").read_text()
+    locked = (finished.root / "dvc.lock").read_text()
+    assert "foundation@grey32" in locked
+    status = finished.run("dvc", "status", "foundation@grey32")
+    assert "up to date" in status.stdout, status.stdout + status.stderr

@@ -14,9 +14,17 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-SCHEDULE = {"epochs": 2, "learning_rate": 0.01, "weight_decay": 0.01, "warmup_epochs": 0.0, "clip_norm": 1.0}
+SCHEDULE = {
+    "epochs": 2,
+    "learning_rate": 0.01,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0.0,
+    "clip_norm": 1.0,
+    "ema": 0.0,
+    "patience": None,
+}
 CHAIN = (
-    "foundation",
+    "foundation@tiny",
     "guard",
     "prepare",
     "distill",
@@ -97,10 +105,13 @@ def parameters(images: Path) -> dict:
         "calibration_size": 6,
     }
     content["preprocess"] |= {"resize": tiny.SIZE, "crop": [tiny.SIZE, tiny.SIZE]}
-    content["teacher"] |= {"overrides": tiny.TEACHER.overrides}
-    content["student"] |= {"overrides": tiny.STUDENT.overrides}
-    content["foundation"] |= {"image_size": tiny.SIZE, "classes": 50, "instances": 2, "batch_size": 50}
-    content["foundation"] |= {"teacher": SCHEDULE, "student": SCHEDULE}
+    pair = content["foundations"]["grey32"]
+    pair |= {"image_size": tiny.SIZE, "classes": 50, "instances": 2, "batch_size": 50}
+    for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
+        weights = f"artifacts/foundation/tiny/{role}.safetensors"
+        content[role] |= {"weights": weights, "image_size": tiny.SIZE, "overrides": which.overrides}
+        pair[role] |= {"overrides": which.overrides, "schedule": SCHEDULE}
+    content["foundations"] = {"tiny": pair}
     content["distill"] |= {"schedule": SCHEDULE, "rank": 2, "batch_size": 6}
     content["measure"] = {"profile": "quick", "queries": 64, "seconds": 0.01, "warmup_seconds": 0.0}
     return content

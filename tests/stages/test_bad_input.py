@@ -61,6 +61,47 @@ def other_heads(project, _):
     project.set(student__overrides=tiny.spec(width=16, depth=2, heads=4).overrides)
 
 
+def unknown_method(project, _):
+    project.set(distill__method="slda")
+
+
+def foreign_key(project, _):
+    project.set(distill__hidden=4)
+
+
+def cnn_student(project, _):
+    project.set(student__model="test_resnet", student__overrides={})
+
+
+def uneven_batch(project, _):
+    project.set(distill__micro_batch=4)
+
+
+def no_such_layer(project, _):
+    project.set(distill__targets=["out"])
+
+
+def other_foundation(project, _):
+    project.set(student__weights="artifacts/foundation/tiny/teacher.safetensors")
+
+
+def renamed_pair(project, _):
+    content = yaml.safe_load((project.root / "params.yaml").read_text())
+    project.set(foundations={"small": content["foundations"]["tiny"]})
+
+
+def other_record(project, _):
+    for name in ("teacher", "student"):
+        file = project.root / f"artifacts/distill/{name}.safetensors"
+        state = load_file(file)
+        del state["blocks.0.q.b"]
+        save_file(state, file, metadata={"scale": "8.0"})
+
+
+def no_trained_student(project, _):
+    (project.root / "artifacts/distill/student.safetensors").unlink()
+
+
 def random_weights(project, _):
     project.set(student__weights="random")
 
@@ -74,12 +115,12 @@ def diverging(project, _):
 
 
 def other_backbone(project, _):
-    file = project.root / "artifacts/foundation/student.safetensors"
+    file = project.root / "artifacts/foundation/tiny/student.safetensors"
     save_file({name: value + 0.1 for name, value in load_file(file).items()}, file)
 
 
 def missing_foundation(project, _):
-    (project.root / "artifacts/foundation/student.safetensors").unlink()
+    (project.root / "artifacts/foundation/tiny/student.safetensors").unlink()
 
 
 def missing_file(project, _):
@@ -154,13 +195,46 @@ FAULTS = [
     Fault("missing data folder", missing_folder, "prepare", 3, ("`prepare.path`", "no folder", "give the folder")),
     Fault("image that cannot be decoded", broken_image, "prepare", 3, ("1 broken image", "class_1/bad.png")),
     Fault("one class only", one_class, "prepare", 3, ("1 class folder", "at least two")),
-    Fault("student wider than the teacher", wide_student, "distill", 4, ("is 32, wider than the teacher's 24",)),
-    Fault("student of another head width", other_heads, "distill", 4, ("heads are 4 wide", "teacher's 8", "set `")),
-    Fault("random weights", random_weights, "distill", 2, ("`student`", "'random'", "choose 'foundation'")),
-    Fault("images of another size", other_size, "distill", 4, ("`preprocess.crop` is [8, 8]", "img_size` is 16")),
-    Fault("diverging training", diverging, "distill", 4, ("the loss is", "learning_rate")),
+    Fault(
+        "student wider than the teacher",
+        wide_student,
+        "distill",
+        4,
+        ("student is 32 wide, the teacher 24", "`student.overrides.embed_dim` to at most 24", "finetune_kd"),
+    ),
+    Fault(
+        "student of another head width",
+        other_heads,
+        "distill",
+        4,
+        ("heads are 4 wide", "teacher's 8", "num_heads` to 2"),
+    ),
+    Fault("unknown method", unknown_method, "distill", 2, ("`distill.method` is 'slda'", "choose among slad, joint")),
+    Fault("key of another method", foreign_key, "distill", 2, ("`distill.hidden` is no known key",)),
+    Fault("CNN for a LoRA method", cnn_student, "distill", 4, ("a ResNet has none", "finetune_kd, probe_kd, lora_kd")),
+    Fault(
+        "batch that is not divisible", uneven_batch, "distill", 2, ("`distill.batch_size` 6", "`distill.micro_batch` 4")
+    ),
+    Fault("target that the model lacks", no_such_layer, "distill", 2, ("`distill.targets.0` is 'out'",)),
+    Fault("random weights", random_weights, "distill", 2, ("`student`", "'random'", "choose a timm tag")),
+    Fault("images of another size", other_size, "distill", 4, ("`preprocess.crop` is [8, 8]", "image_size` is 16")),
+    Fault("diverging training", diverging, "distill", 4, (" is nan in epoch 1, step ", "learning_rate of 1e+12")),
     Fault("another backbone than trained", other_backbone, "merge", 5, ("saved student differs from trained",)),
-    Fault("missing foundation", missing_foundation, "distill", 4, ("student.safetensors", "make foundation")),
+    Fault(
+        "missing foundation",
+        missing_foundation,
+        "distill",
+        4,
+        ("artifacts/foundation/tiny/student.safetensors", "git checkout artifacts/foundation"),
+    ),
+    Fault(
+        "foundation of another pair",
+        other_foundation,
+        "distill",
+        4,
+        ("`student.weights`", "does not fit", "choose the arch"),
+    ),
+    Fault("unknown foundation pair", renamed_pair, "foundation@tiny", 2, ("no foundation pair 'tiny' among small",)),
     Fault("missing weights file", missing_file, "distill", 4, ("/nowhere/teacher.safetensors", "timm tag")),
     Fault("weights that cannot be had", no_network, "distill", 4, ("vit_tiny_patch16_224.augreg_in21k", "network")),
     Fault("tampered bundle", tampered_bundle, "compile@cpu-openvino", 7, ("model.onnx", "rebuild it", "int8")),
@@ -169,6 +243,8 @@ FAULTS = [
     Fault("fingerprint of another machine", foreign_fingerprint, "compile@cpu-openvino", 7, ("machine_id", "probe@")),
     Fault("truncated engine", truncated_engine, "measure@cpu-openvino", 9, ("engine.blob", "compile@")),
     Fault("runtime not installed", no_runtime, "probe@cpu-openvino", 8, ("openvino", "pip install")),
+    Fault("record of another student", other_record, "merge", 4, ("run `dvc repro distill` again",)),
+    Fault("record is missing", no_trained_student, "merge", 4, ("distill/student.safetensors", "dvc repro distill")),
     Fault("edited index", edited_index, "merge", 3, ("changed after it was written", "dvc repro -f prepare")),
     Fault("missing test image", missing_test_image, "measure@cpu-openvino", 3, (".png",)),
     Fault("no record", no_record, "report", 3, ("dvc repro",)),

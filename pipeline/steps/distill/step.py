@@ -1,107 +1,118 @@
-"""Distill: trains teacher and student on the train split and records how well each does on validation."""
+"""Distill: trains with the chosen method and records how well teacher and student do on validation."""
 
-import csv
-import json
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from safetensors.torch import save_file
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.base.errors import ModelError
-from pipeline.base.parity import accuracy_percent
-from pipeline.base.seeding import seed_everything
-from pipeline.parts.adapters import adapters_of
-from pipeline.parts.data import Augment, Images, LoadImage, labels_of, stacked, training_batches
-from pipeline.parts.index import Item, read_index
+from pipeline.base.errors import ModelError, ParamsError
+from pipeline.base.progress import notice
+from pipeline.base.seeding import derived, draw_from, seed_everything
+from pipeline.parts.adapters.inject import adapters, prove_gradients
+from pipeline.parts.checkpoints import Checkpoints, State
+from pipeline.parts.data import Augment, Images, ImageStream, LoadImage, Mixing, evaluation_batches
+from pipeline.parts.index import Index, Item, read_index
 from pipeline.parts.models import RANDOM, ModelSpec, build_model
-from pipeline.parts.predict import torch_logits
-from pipeline.parts.training import Schedule, fit, make_accelerator
-from pipeline.steps.distill.slad import SladOptions, SladPair, check_pair
+from pipeline.parts.network import Network
+from pipeline.parts.training import Phase, Run, make_accelerator
+from pipeline.steps.distill.alignment import Alignment
+from pipeline.steps.distill.method import Method
+from pipeline.steps.distill.record import Record, write
 
-ROLES = ("teacher", "student")
-TRAINED_LOGITS = "validation_logits.npz"
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How images reach the models.
+
+    Attributes:
+        load: decodes and preprocesses one image.
+        augment: random changes to training images.
+        mixing: changes to whole batches.
+        black: value of a black pixel after preprocessing, per channel.
+        batch_size: images per step over all processes.
+        micro_batch: images per forward pass of one process; None takes its whole share.
+        workers: processes that load images; 0 loads them in this one.
+    """
+
+    load: LoadImage
+    augment: Augment
+    mixing: Mixing
+    black: tuple[float, ...]
+    batch_size: int
+    micro_batch: int | None = None
+    workers: int = 0
 
 
 def distill(
     output: Path,
     *,
     data: Path,
-    foundation: Path,
     teacher: ModelSpec,
     student: ModelSpec,
-    options: SladOptions,
-    schedule: Schedule,
-    batch_size: int,
-    workers: int,
+    method: Method,
+    feed: Feed,
     precision: str,
-    augment: Augment,
-    black: tuple[float, ...],
-    load: LoadImage,
     seed: int,
+    checkpoints: Path | None = None,
+    checkpoint_s: float = 60.0,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Trains, and writes what the later steps need to `output`.
 
-    That is `adapters.safetensors`, `heads.safetensors`, `metrics.json`, `curves.csv`, and `validation_logits.npz` for
-    the parity chain.
+    That is `<role>.safetensors` with everything that was trained, `metrics.json`, `curves.csv`, `cka.csv`, `cost.json`,
+    and `validation_logits.npz` for the parity chain. The test split is not read.
 
     Args:
-        output: existing folder to write to.
-        data: folder of the index; its test split is not read.
-        foundation: folder with the foundation weights, for weights "foundation".
-        teacher: architecture and weights of the teacher.
+        output: existing folder to write to; of several processes the first one writes.
+        data: folder of the index.
+        teacher: architecture and weights of the teacher; not used by methods without one.
         student: architecture and weights of the student.
-        options: settings of the method.
-        schedule: length and rates.
-        batch_size: images per step.
-        workers: processes that load images; 0 loads them in this one.
+        method: what is trained, and how.
+        feed: how images reach the models.
         precision: "auto", "fp32" or "bf16".
-        augment: random changes to training images.
-        black: value of a black pixel after preprocessing, per channel.
-        load: decodes and preprocesses one image.
         seed: fixes adapters, heads, order and random changes.
+        checkpoints: folder of the checkpoint that a killed run goes on from; None keeps none.
+        checkpoint_s: seconds between two checkpoints at least.
+        settings: all that decides about the result, to tell whether a checkpoint belongs to this run.
 
     Returns:
         Accuracy on the validation split in percent, by role.
     """
-    specs = dict(zip(ROLES, (teacher, student), strict=True))
+    specs = {"teacher": teacher, "student": student} if method.has_teacher else {"student": student}
     seed_everything(seed)
     index, root = read_index(data)
-    _check_size(specs, index.splits["train"][0], root, load)
-    check_pair(*(build_model(replace(spec, weights=RANDOM), num_classes=2, role=role) for role, spec in specs.items()))
-    models = {
-        role: build_model(spec, num_classes=len(index.labels), role=role, foundation=foundation)
-        for role, spec in specs.items()
-    }
-    pair = SladPair(models["teacher"], models["student"], options)
+    _check_size(specs, index.splits["train"][0], root, feed.load)
+    _rehearse(specs, method)
+    models = {role: build_model(spec, num_classes=len(index.labels), role=role) for role, spec in specs.items()}
     accelerator = make_accelerator(precision)
-    pair.to(accelerator.device).train()
-    train = Images(root, index.splits["train"], load=load, transform=augment.transform(black))
-    validation = stacked(root, index.splits["validation"], load=load)
-    labels = labels_of(index.splits["validation"])
-
-    curve: list[dict[str, float]] = []
-
-    def record(epoch: int, means: dict[str, float]) -> None:
-        scores = {
-            f"{role}_accuracy_percent": accuracy_percent(torch_logits(models[role], validation), labels)
-            for role in ROLES
-        }
-        pair.train()
-        curve.append({"epoch": epoch + 1, **means, **scores})
-
-    batches = training_batches(train, batch_size=batch_size, workers=workers, seed=seed)
-    fit(pair, batches, loss=pair.losses, schedule=schedule, accelerator=accelerator, title="distill", on_epoch=record)
-    accuracies = {role: curve[-1][f"{role}_accuracy_percent"] for role in ROLES}
-    _save_curve(output / "curves.csv", curve)
-    trained = {role: torch_logits(models[role], validation) for role in ROLES}
-    np.savez(output / TRAINED_LOGITS, teacher=trained["teacher"], student=trained["student"])
-    _save(output, pair.cpu(), accuracies)
-    return accuracies
+    session = _Session(models, method, feed=feed, index=index, root=root, accelerator=accelerator, seed=seed)
+    store = None
+    if checkpoints is not None:
+        identity = {**(settings or {}), **_identity(specs, data)}
+        main = accelerator.is_main_process
+        store = Checkpoints(checkpoints, settings=identity, every_s=checkpoint_s, writes=main)
+    record = session.train(store)
+    if accelerator.is_main_process:
+        write(output, record)
+    accelerator.wait_for_everyone()
+    if store is not None:
+        store.clear()
+    return record.accuracies
 
 
-def _check_size(specs: dict[str, ModelSpec], item: Item, root: Path, load: LoadImage) -> None:
+def _rehearse(specs: Mapping[str, ModelSpec], method: Method) -> None:
+    """Refuses models that the method cannot train, before any weights are fetched."""
+    empty = {role: build_model(replace(spec, weights=RANDOM), num_classes=2, role=role) for role, spec in specs.items()}
+    method.phases(empty.get("teacher"), empty["student"])
+
+
+def _check_size(specs: Mapping[str, ModelSpec], item: Item, root: Path, load: LoadImage) -> None:
     """Refuses images of another size than the networks take, before anything is loaded.
 
     Raises:
@@ -109,34 +120,164 @@ def _check_size(specs: dict[str, ModelSpec], item: Item, root: Path, load: LoadI
     """
     size = load(root / item.path).shape[1:]
     for role, spec in specs.items():
-        side = spec.overrides.get("img_size", size[0])
-        wanted = tuple(side) if isinstance(side, list | tuple) else (side, side)
-        if wanted != size:
-            msg = f"`preprocess.crop` is {list(size)}, but `{role}.overrides.img_size` is {side}; make them equal"
+        wanted = (spec.image_size, spec.image_size)
+        if spec.image_size is not None and wanted != size:
+            msg = f"`preprocess.crop` is {list(size)}, but `{role}.image_size` is {spec.image_size}; make them equal"
             raise ModelError(msg)
 
 
-def _save_curve(path: Path, curve: list[dict[str, float]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(curve[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: round(value, 6) for name, value in row.items()} for row in curve)
+def _identity(specs: Mapping[str, ModelSpec], data: Path) -> dict[str, str]:
+    """Hashes of the data and of the weights in files, and torch's version."""
+    files = {"data": data / "index.json"}
+    files |= {f"{role}.weights": Path(spec.weights) for role, spec in specs.items() if Path(spec.weights).is_file()}
+    hashes = {f"{name} sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    return {**hashes, "torch": str(torch.__version__)}
 
 
-def _save(output: Path, pair: SladPair, accuracies: dict[str, float]) -> None:
-    adapters: dict[str, Tensor] = {}
-    heads: dict[str, Tensor] = {}
-    for role, model in zip(ROLES, (pair.teacher, pair.student), strict=True):
-        adapters |= {f"{role}.{name}": value for name, value in adapters_of(model).items()}
-        heads |= {f"{role}.head.{name}": value.contiguous() for name, value in model.head.state_dict().items()}
-    scale = str(pair.options.scale)
-    save_file(adapters, output / "adapters.safetensors", metadata={"scale": scale})
-    save_file(heads, output / "heads.safetensors")
-    trained = sum(parameter.numel() for parameter in pair.parameters() if parameter.requires_grad)
-    metrics = {
-        "schema": 1,
-        "method": "slad",
-        **{role: {"validation_accuracy_percent": round(accuracies[role], 3)} for role in ROLES},
-        "trained_parameters": trained,
-    }
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+class _Session:
+    """One training from pretrained models to a record."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Network],
+        method: Method,
+        *,
+        feed: Feed,
+        index: Index,
+        root: Path,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.models, self.method, self.feed, self.accelerator, self.seed = models, method, feed, accelerator, seed
+        transform = feed.augment.transform(feed.black)
+        train, validation = index.splits["train"], index.splits["validation"]
+        self.training = Images(root, train, load=feed.load, transform=transform, seed=seed)
+        self.validation = Images(root, validation, load=feed.load)
+        self.mix = feed.mixing.transform(len(index.labels))
+        for model in models.values():
+            model.to(accelerator.device)
+        self.alignment = Alignment(models, self._images())
+        draw_from(derived(seed, "adapters"))
+        self.phases = method.phases(models.get("teacher"), models["student"])
+        for model in models.values():
+            model.to(accelerator.device)  # the factors are new
+        self.curve: list[dict[str, Any]] = []
+        self.costs: list[dict[str, Any]] = []
+
+    def train(self, store: Checkpoints | None) -> Record:
+        """Runs every phase, from the checkpoint where there is one."""
+        first, run_state = self._resume(store)
+        for number in range(first, len(self.phases)):
+            run = self._begin(self.phases[number], run_state)
+            run_state = None
+            run.train(on_epoch=partial(self._end_epoch, run), checkpoints=store, around=partial(self._around, number))
+        accuracies = self._accuracies()
+        return Record(
+            method=self.method.name,
+            models=self.models,
+            trained=[parameter for phase in self.phases for parameter in phase.trained.values()],
+            accuracies=accuracies,
+            logits={role: self._logits(model) for role, model in self.models.items()},
+            alignment=self.alignment.rows(self.models, self._images()),
+            curve=self.curve,
+            costs=self.costs,
+        )
+
+    def _begin(self, phase: Phase, state: State | None) -> Run:
+        title = self.method.name if len(self.phases) == 1 else f"{self.method.name} {phase.name}"
+        run = Run(phase, self._stream(), accelerator=self.accelerator, seed=self.seed, title=title, mix=self.mix)
+        if state is None:
+            self._prove()
+        else:
+            run.load(state)
+            if self.accelerator.is_main_process:
+                notice(f"{title} goes on from step {run.step} of {run.total}")
+        phase.objective.train()
+        return run
+
+    def _stream(self) -> ImageStream:
+        stream = ImageStream(
+            self.training,
+            batch_size=self.feed.batch_size,
+            micro_batch=self.feed.micro_batch,
+            workers=self.feed.workers,
+            seed=self.seed,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        if self.mix is not None and stream.micro_batch % 2:
+            msg = (
+                f"mixup, cutmix and label smoothing take images in pairs, but {stream.micro_batch} are in a forward "
+                f"pass; change `distill.batch_size` or `distill.micro_batch`, or set those of `augment` to 0"
+            )
+            raise ParamsError(msg)
+        return stream
+
+    def _prove(self) -> None:
+        images = self.training[0, 0][0][None].to(self.accelerator.device)
+        for model in self.models.values():
+            if adapters(model):
+                prove_gradients(model, images)
+
+    def _resume(self, store: Checkpoints | None) -> tuple[int, State | None]:
+        state = None if store is None else store.load()
+        if state is None:
+            return 0, None
+        with torch.no_grad():
+            for name, tensor in self._kept().items():
+                tensor.copy_(state["models"][name])
+        self.curve, self.costs = state["curve"], state["costs"]
+        phase: int = state["phase"]
+        return phase, state["run"]
+
+    def _kept(self) -> dict[str, Tensor]:
+        """Everything in the models that training changes."""
+        kept: dict[str, Tensor] = {}
+        for phase in self.phases:
+            kept |= {name: parameter.detach() for name, parameter in phase.trained.items()}
+        for role, model in self.models.items():
+            kept |= {f"{role}.{name}": buffer for name, buffer in model.named_buffers()}
+        return kept
+
+    def _around(self, number: int, state: State) -> State:
+        return {
+            "phase": number,
+            "run": state,
+            "models": self._kept(),
+            "curve": self.curve,
+            "costs": self.costs,
+        }
+
+    def _end_epoch(self, run: Run, means: dict[str, float]) -> float:
+        accuracies = self._accuracies()
+        rate, memory = means.pop("images_per_second"), means.pop("memory_mb")
+        number = len(self.curve) + 1
+        scores = {f"{role}_accuracy_percent": value for role, value in accuracies.items()}
+        self.curve.append({"epoch": number, "phase": run.phase.name, **means, **scores})
+        seconds = run.stream.steps * run.stream.images / rate
+        self.costs.append({"epoch": number, "seconds": seconds, "images_per_second": rate, "memory_mb": memory})
+        return accuracies[run.phase.judged]
+
+    def _images(self) -> Iterable[Tensor]:
+        return (images for images, _ in evaluation_batches(self.validation, workers=self.feed.workers))
+
+    @torch.inference_mode()
+    def _accuracies(self) -> dict[str, float]:
+        """Validation accuracy in percent by role; each process counts its share of the images."""
+        device = self.accelerator.device
+        right = torch.zeros(len(self.models) + 1, device=device, dtype=torch.long)
+        for model in self.models.values():
+            model.eval()
+        share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        for images, labels in evaluation_batches(self.validation, workers=self.feed.workers, **share):
+            right[-1] += len(labels)
+            for place, model in enumerate(self.models.values()):
+                right[place] += (model(images.to(device)).argmax(-1) == labels.to(device)).sum()
+        counts = self.accelerator.reduce(right).tolist()
+        return {role: 100 * count / counts[-1] for role, count in zip(self.models, counts, strict=False)}
+
+    @torch.inference_mode()
+    def _logits(self, model: Network) -> Tensor:
+        model.eval()
+        device = self.accelerator.device
+        return torch.cat([model(images.to(device)).float().cpu() for images in self._images()])

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.base.parity import accuracy_percent
 from pipeline.steps.report.chain import Chain, Hop, Logits, assemble, read_host
 from pipeline.steps.report.charts import Point
-from pipeline.steps.report.records import Json, Target, read_optional, read_targets
+from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
 from pipeline.steps.report.verdict import Verdict, judge
 
@@ -73,7 +73,7 @@ def gather(
         verdicts={t.name: judge(t, max_drop_points=max_drop_points, reference=reference) for t in records},
         chains={target.name: assemble(target, host=host) for target in records},
         samples={target.name: read_latencies(target.folder / "latency.csv") for target in records},
-        training=_training(read_optional(distill / "metrics.json"), host.logits, student=reference),
+        training=_training(distill, host.logits, student=reference),
         curves=read_curves(distill / "curves.csv"),
         data=read_optional(data / "report.json"),
         max_drop_points=max_drop_points,
@@ -83,9 +83,13 @@ def gather(
     )
 
 
-def _training(metrics: Json | None, logits: Logits, *, student: str) -> Json | None:
-    """Adds to the training record what teacher and student, as ONNX `student`, reach on the test split."""
-    if metrics is None or "labels" not in logits:
+def _training(distill: Path, logits: Logits, *, student: str) -> Json | None:
+    """The training record, its cost, and what teacher and student, as ONNX `student`, reach on the test split."""
+    metrics = read_optional(distill / "metrics.json", schema=TRAINING_SCHEMA)
+    if metrics is None:
+        return None
+    metrics = {**metrics, **(read_optional(distill / "cost.json") or {})}
+    if "labels" not in logits:
         return metrics
     added = {
         role: {**metrics.get(role, {}), "test_accuracy_percent": accuracy_percent(logits[name], logits["labels"])}

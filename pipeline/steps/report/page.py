@@ -15,7 +15,13 @@ from pipeline.steps.report.table import SummaryRow
 
 FOLDER = Path(__file__).parent
 WIDE, NARROW = 960.0, 326.0  # pixels inside a figure on a desk and on a phone
-LOSSES = {"loss": "total", "ce_teacher": "teacher cross-entropy", "ce_student": "student cross-entropy", "kl": "KL"}
+LOSSES = {
+    "loss": "total",
+    "ce_teacher": "teacher cross-entropy",
+    "ce_student": "student cross-entropy",
+    "kl": "KL",
+    "mse": "difference of logits",
+}
 ACCURACIES = {"teacher_accuracy_percent": "teacher", "student_accuracy_percent": "student"}
 REFUSED_SHOWN = 50
 FILTERS = (

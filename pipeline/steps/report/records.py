@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pipeline.base.errors import DataError
 
 SCHEMA = 1
+TRAINING_SCHEMA = 2  # of the training record
 REMEDY = "run `dvc repro`"
 Json = Mapping[str, Any]
 T = TypeVar("T")
@@ -79,8 +80,8 @@ class Target:
         return next((variant for variant in self.variants if variant.name == name), None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a record of schema 1.
+def read_json(path: Path, *, schema: int = SCHEMA) -> dict[str, Any]:
+    """Reads a record of one schema.
 
     Raises:
         DataError: the file is missing, not JSON, or of another schema.
@@ -94,15 +95,15 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"Record {str(path)!r} is not JSON ({error}): delete it and {REMEDY}"
         raise DataError(msg) from error
     found = content.get("schema") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or found != SCHEMA:
-        msg = f"Record {str(path)!r} has schema {found!r}, this version reads {SCHEMA}: {REMEDY}"
+    if not isinstance(content, dict) or found != schema:
+        msg = f"Record {str(path)!r} has schema {found!r}, this version reads {schema}: {REMEDY}"
         raise DataError(msg)
     return content
 
 
-def read_optional(path: Path) -> dict[str, Any] | None:
+def read_optional(path: Path, *, schema: int = SCHEMA) -> dict[str, Any] | None:
     """As `read_json`, but None where there is no such file."""
-    return read_json(path) if path.is_file() else None
+    return read_json(path, schema=schema) if path.is_file() else None
 
 
 def field(record: Json, key: str, kind: type[T], *, source: Path) -> T:

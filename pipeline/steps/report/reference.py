@@ -13,13 +13,13 @@ from pipeline.parts.index import read_index
 from pipeline.parts.predict import onnx_logits, torch_logits
 
 
-def write_reference_logits(path: Path, *, onnx: Path, teacher: nn.Module, data: Path, load: LoadImage) -> None:
+def write_reference_logits(path: Path, *, onnx: Path, teacher: nn.Module | None, data: Path, load: LoadImage) -> None:
     """Writes an .npz with logits of shape (test images, classes) per variant and of the teacher, and `labels`.
 
     Args:
         path: file to write.
         onnx: folder with one bundle per variant.
-        teacher: the trained teacher.
+        teacher: the trained teacher, where the method had one.
         data: folder of the index.
         load: decodes and preprocesses one image.
 
@@ -33,5 +33,7 @@ def write_reference_logits(path: Path, *, onnx: Path, teacher: nn.Module, data: 
         raise DataError(msg)
     images = stacked(root, index.splits["test"], load=load)
     arrays: dict[str, Any] = {variant: onnx_logits(onnx / variant / MODEL, images) for variant in variants}
-    arrays |= {"teacher": torch_logits(teacher, images), "labels": labels_of(index.splits["test"])}
+    arrays["labels"] = labels_of(index.splits["test"])
+    if teacher is not None:
+        arrays["teacher"] = torch_logits(teacher, images)
     np.savez(path, **arrays)

@@ -37,6 +37,7 @@ def read_curves(path: Path) -> Series:
     series: Series = {}
     for row in _rows(path) if path.is_file() else []:
         epoch = _number(row.pop("epoch", None), path=path)
+        row.pop("phase", None)  # a name
         for column, text in row.items():
             value = _number(text, path=path)
             if epoch is not None and value is not None:

@@ -33,7 +33,11 @@ def test_dvc_writes_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(("group", "name"), GROUPS, ids=lambda value: value)
 def test_every_config_composes_to_valid_parameters(group, name):
-    choice = {"target": f"+target@targets.extra={name}", "experiment": f"experiment={name}"}
+    choice = {
+        "target": f"+target@targets.extra={name}",
+        "experiment": f"experiment={name}",
+        "foundation": f"foundation@foundations.grey32={name}",
+    }
     extra = ["prepare.path=/images"] if name == "folder" else []
     composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *extra])
     assert composed.seed == 0
@@ -42,7 +46,8 @@ def test_every_config_composes_to_valid_parameters(group, name):
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: file.stem)
 def test_every_config_opens_with_a_note_that_names_the_command(file):
     note = " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    assert "slad repro" in note or "target/" in file.as_posix()
+    commands = {"foundation": f"make foundation PAIR={file.stem}", "target": "Run on:"}
+    assert commands.get(file.parent.name, "slad repro") in note
     assert len(note) > 100
 
 

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.base.compose import compose_params, to_yaml
 from pipeline.base.errors import ParamsError
+from pipeline.base.methods import METHODS
 from pipeline.base.params import DistillStage, Params, TargetStage, read_params, read_target_params
 
 ROOT = Path(__file__).parents[4]
@@ -51,6 +53,15 @@ def test_the_committed_parameters_are_valid():
         ({"prepare.test_fraction": 0.9}, "leave nothing to train on"),
         ({"teacher.weights": "random"}, "`teacher`: weights are 'random'"),
         ({"nonsense": {}}, "`nonsense` is no known key"),
+        ({"distill.method": "slda"}, "params.yaml: `distill.method` is 'slda'; choose among slad, joint_lora, "),
+        ({"distill.method": None}, "params.yaml: `distill.method` is None; choose among slad, joint_lora, "),
+        ({"distill.schedule.ema": 1.0}, "`distill.schedule.ema` is 1.0"),
+        ({"distill.schedule.patience": 0}, "`distill.schedule.patience` is 0"),
+        ({"augment.label_smoothing": 1.0}, "`augment.label_smoothing` is 1.0"),
+        ({"foundations.grey32.token_drop": 1.0}, "`foundations.grey32.token_drop` is 1.0"),
+        ({"foundations.grey32.images": "photos"}, "`foundations.grey32.images` is 'photos'"),
+        ({"foundations.grey32.student.schedule.epochs": 0}, "`foundations.grey32.student.schedule.epochs` is 0"),
+        ({"student.image_size": None}, "`student.image_size` is missing"),
         ({"targets.cpu-openvino.runtime": "tflite"}, "`targets.cpu-openvino.runtime` is 'tflite'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -60,6 +71,72 @@ def test_a_wrong_value_is_named_with_its_key(params, changes, words):
         read_params(params(**changes), Params)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distill.processes": 3}, "`distill.batch_size` 32 does not divide evenly by `distill.processes` 3"),
+        ({"distill.micro_batch": 5}, "and `distill.micro_batch` 5; change one of them"),
+        ({"distill.processes": 4, "distill.micro_batch": 3}, "`distill.processes` 4 and `distill.micro_batch` 3"),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(params, changes, words):
+    with pytest.raises(ParamsError) as caught:
+        read_params(params(**changes), DistillStage)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("processes", "micro_batch"), [(1, 8), (2, 4), (4, 8), (2, 64)])
+def test_a_batch_that_can_be_divided_is_taken(params, processes, micro_batch):
+    path = params(**{"distill.processes": processes, "distill.micro_batch": micro_batch})
+    assert read_params(path, DistillStage).distill.processes == processes
+
+
+@pytest.mark.parametrize(
+    ("share", "private_rank", "words"),
+    [
+        ("hybrid", 0, "is 0; with share=hybrid give 1 to 15 of the rank"),
+        ("hybrid", 16, "is 16; with share=hybrid give 1 to 15 of the rank"),
+        ("hybrid", 4, None),
+        ("slice", 4, "4 has no effect with share=slice; set it to 0"),
+    ],
+)
+def test_a_private_rank_is_a_part_of_the_rank_of_hybrids_only(params, share, private_rank, words):
+    path = params(**{"distill.share": share, "distill.private_rank": private_rank})
+    if words is None:
+        assert read_params(path, DistillStage).distill.private_rank == private_rank
+        return
+    with pytest.raises(ParamsError) as caught:
+        read_params(path, DistillStage)
+    assert f"`distill.private_rank` {words}" in str(caught.value)
+
+
+# A key that the method has no use for, and which another one has.
+FOREIGN = {
+    "slad": "teacher_schedule",
+    "joint_lora": "share",
+    "lora_kd": "weight_teacher",
+    "probe_kd": "rank",
+    "finetune_kd": "student_training",
+    "kd_lora": "detach",
+    "idat": "rank",
+    "student_only": "temperature",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_refuses_keys_that_only_others_have(tmp_path, method):
+    key = FOREIGN[method]
+    composed = compose_params(ROOT / "configs", [f"method={method}"])
+    path = tmp_path / "params.yaml"
+    path.write_text(to_yaml(composed))
+    assert read_params(path, DistillStage).distill.method == method
+    content = yaml.safe_load(path.read_text())
+    content["distill"][key] = 1
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match=f"`distill.{key}` is no known key"):
+        read_params(path, DistillStage)
 
 
 def test_all_faults_are_told_at_once(params):

@@ -213,12 +213,15 @@ def write_host(project: Project) -> None:
         "teacher": {"validation_accuracy_percent": 98.33},
         "student": {"validation_accuracy_percent": 97.5},
         "trained_parameters": 312_330,
-        "seconds": 184.2,
+        "cka": {"before": 0.6123, "after": 0.7234},
     }
-    project.write("distill/metrics.json", {"schema": 1, **metrics})
-    heading = "epoch,loss,ce_teacher,ce_student,kl,teacher_accuracy_percent,student_accuracy_percent,learning_rate\n"
+    project.write("distill/metrics.json", {"schema": 2, **metrics})
+    project.write("distill/cost.json", {"schema": 1, "training_seconds": 184.2, "memory_peak_mb": 612.5})
+    heading = (
+        "epoch,phase,loss,ce_teacher,ce_student,kl,teacher_accuracy_percent,student_accuracy_percent,learning_rate\n"
+    )
     rows = [
-        f"{e},{4 * 0.8**e + 0.3:.4f},{1.5 * 0.75**e:.4f},{2 * 0.8**e + 0.1:.4f},{0.9 * 0.85**e:.4f},"
+        f"{e},joint,{4 * 0.8**e + 0.3:.4f},{1.5 * 0.75**e:.4f},{2 * 0.8**e + 0.1:.4f},{0.9 * 0.85**e:.4f},"
         f"{98.3 - 60 * 0.6**e:.2f},{97.5 - 70 * 0.7**e:.2f},{1e-3 * (1 - e / 20):.6f}\n"
         for e in range(20)
     ]

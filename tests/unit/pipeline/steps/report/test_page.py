@@ -130,6 +130,8 @@ def test_training_data_device_and_provenance(project):
     assert "Teacher, test accuracy100.0 %" in training
     assert "312,330" in training
     assert "3 min 4 s" in training
+    assert "612" in training
+    assert "0.61 before, 0.72 after" in training
     assert ["0", "118", "35", "44"] in page.rows
     assert ["All 10 classes", "1,189", "359", "449"] in page.rows
     assert "No file was refused." in page.text("data")
@@ -210,7 +212,7 @@ def test_everything_optional_missing(project):
 
 def test_sparse_records(project):
     """A teacherless method, no state, no fingerprint, no golden outputs."""
-    project.write("distill/metrics.json", {"schema": 1, "student": {"validation_accuracy_percent": 90.0}})
+    project.write("distill/metrics.json", {"schema": 2, "student": {"validation_accuracy_percent": 90.0}})
     project.path("distill/curves.csv").write_text("epoch,loss\n1,0.5\n")
 
     def strip(record):

@@ -1,0 +1,29 @@
+"""Images and weights that no test of this folder changes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.unit.pipeline.steps.distill.methods import write_weights
+
+
+@pytest.fixture(scope="session")
+def untested(tmp_path_factory) -> Path:
+    """An index whose test images are gone: whoever reads one of them fails."""
+    root = tmp_path_factory.mktemp("untested")
+    tiny.prepared(root / "index", tiny.write_images(root / "images"))
+    index = json.loads((root / "index/index.json").read_text())
+    assert index["splits"]["test"]
+    for item in index["splits"]["test"]:
+        (root / "images" / item["path"]).unlink()
+    return root / "index"
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """Folder of the pretrained weights."""
+    folder = tmp_path_factory.mktemp("pretrained") / "weights"
+    write_weights(folder)
+    return folder

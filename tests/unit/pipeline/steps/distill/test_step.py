@@ -1,0 +1,173 @@
+"""What a training refuses, and what decides about its result."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.base.errors import ModelError, ParamsError, WeightsError
+from pipeline.parts.data import Mixing
+from pipeline.steps.distill.idat import Idat
+from pipeline.steps.distill.joint import JointLora
+from pipeline.steps.distill.method import Lora, trained_by
+from pipeline.steps.merge import merge_models
+from tests import tiny
+from tests.alone import alone
+from tests.unit.pipeline.steps.distill.methods import (
+    LORA,
+    METHODS,
+    SCHEDULE,
+    curve_of,
+    differences,
+    logits_of,
+    specs,
+    staged,
+    train,
+    weights,
+)
+
+SHORT = replace(SCHEDULE, epochs=2)
+QUICK: JointLora = replace(METHODS["slad"], schedule=SHORT)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_teacher])
+def test_a_method_with_a_teacher_refuses_to_go_without(name):
+    with pytest.raises(ModelError, match=f"{name} needs a teacher"):
+        METHODS[name].phases(None, tiny.model(tiny.STUDENT))
+
+
+def test_idat_refuses_a_teacher_larger_than_its_student(tmp_path, untested, pretrained):
+    with pytest.raises(ModelError, match="idat trains a large student.*exchange them: teacher=vit_96x3"):
+        train(tmp_path / "out", untested, METHODS["idat"], specs(pretrained, "slad"))
+
+
+def test_idat_takes_equal_models(tmp_path, untested, pretrained):
+    pair = specs(pretrained, "slad")
+    method: Idat = replace(METHODS["idat"], schedule=SHORT)
+    train(tmp_path / "out", untested, method, {"teacher": pair["student"], "student": pair["student"]})
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_images_of_another_size_are_refused_before_weights_are_looked_for(tmp_path, untested, pretrained, role):
+    pair = specs(pretrained, "slad")
+    pair[role] = replace(pair[role], image_size=32, weights="/nowhere/weights.safetensors")
+    with pytest.raises(ModelError, match=rf"`preprocess.crop` is \[16, 16\], but `{role}.image_size` is 32"):
+        train(tmp_path / "out", untested, QUICK, pair)
+
+
+def test_missing_weights_are_told_by_role(tmp_path, untested, pretrained):
+    pair = specs(pretrained, "slad")
+    pair["teacher"] = replace(pair["teacher"], weights="/nowhere/teacher.safetensors")
+    with pytest.raises(WeightsError, match="`teacher.weights`: no file '/nowhere/teacher.safetensors'"):
+        train(tmp_path / "out", untested, QUICK, pair)
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path, untested, pretrained):
+    with pytest.raises(ParamsError, match="do not divide evenly"):
+        train(tmp_path / "out", untested, QUICK, specs(pretrained, "slad"), micro_batch=4)
+
+
+@pytest.mark.parametrize("name", ["slad", "finetune_kd"])
+def test_micro_batches_leave_the_result_as_it_is(tmp_path, untested, pretrained, name):
+    method = QUICK if name == "slad" else staged(name, teacher_schedule=SHORT, schedule=SHORT)
+    for folder, micro_batch in (("whole", None), ("parts", 2)):
+        train(tmp_path / folder, untested, method, specs(pretrained, name), micro_batch=micro_batch)
+    whole, parts = logits_of(tmp_path / "whole"), logits_of(tmp_path / "parts")
+    for role, logits in whole.items():
+        torch.testing.assert_close(torch.tensor(parts[role]), torch.tensor(logits), atol=1e-3, rtol=1e-3)
+
+
+def with_workers(output, data, folder):
+    for name, workers in (("here", 0), ("there", 2)):
+        train(output / name, data, QUICK, specs(folder, "slad"), workers=workers)
+
+
+def test_worker_processes_leave_the_bytes_as_they_are(tmp_path, untested, pretrained):
+    alone(with_workers, tmp_path, untested, pretrained)
+    for file in ("teacher.safetensors", "student.safetensors", "metrics.json", "curves.csv", "cka.csv"):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["slad", "finetune_kd"])
+def test_mixed_batches_can_be_trained_on(tmp_path, untested, pretrained, kind):
+    method = QUICK if kind == "slad" else staged(kind, teacher_schedule=SHORT, schedule=SHORT)
+    mixing = Mixing(mixup=0.2, cutmix=1.0, label_smoothing=0.1)
+    for folder, options in (("plain", {}), ("mixed", {"mixing": mixing}), ("again", {"mixing": mixing})):
+        train(tmp_path / folder, untested, method, specs(pretrained, kind), **options)
+    one, two, plain = (curve_of(tmp_path / folder) for folder in ("mixed", "again", "plain"))
+    assert one == two
+    assert one != plain
+
+
+@pytest.mark.parametrize(
+    "mixing", [Mixing(mixup=0.2), Mixing(cutmix=1.0), Mixing(label_smoothing=0.1)], ids=["mixup", "cutmix", "smoothing"]
+)
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(9, None), (6, 3)])
+def test_an_odd_batch_cannot_be_mixed(tmp_path, untested, pretrained, mixing, batch_size, micro_batch):
+    sizes = {"batch_size": batch_size, "micro_batch": micro_batch}
+    with pytest.raises(
+        ParamsError, match=f"in pairs, but {micro_batch or batch_size} are in a forward pass; change `dis"
+    ):
+        train(tmp_path / "out", untested, QUICK, specs(pretrained, "slad"), mixing=mixing, **sizes)
+
+
+@pytest.mark.parametrize("judged", ["teacher", "student"])
+def test_patience_keeps_the_best_epoch_of_the_model_that_a_stage_trains(tmp_path, untested, pretrained, judged):
+    patient = replace(SCHEDULE, epochs=6, learning_rate=0.05, patience=2)
+    schedules = {"teacher": "teacher_schedule", "student": "schedule"}
+    method = staged("finetune_kd", **dict.fromkeys(schedules.values(), SHORT) | {schedules[judged]: patient})
+    accuracies = train(tmp_path / "out", untested, method, specs(pretrained, "finetune_kd"))
+    curve = [row for row in curve_of(tmp_path / "out") if row["phase"] == judged]
+    found = [float(row[f"{judged}_accuracy_percent"]) for row in curve]
+    assert accuracies[judged] == pytest.approx(max(found), abs=1e-3)
+    assert len(found) == min(6, found.index(max(found)) + 1 + 2)
+
+
+def test_the_average_is_what_is_recorded(tmp_path, untested, pretrained):
+    method = replace(METHODS["student_only"], schedule=replace(SCHEDULE, epochs=3, ema=0.9))
+    accuracies = train(tmp_path / "out", untested, method, specs(pretrained, "student_only"))
+    last = float(curve_of(tmp_path / "out")[-1]["student_accuracy_percent"])
+    assert accuracies["student"] == pytest.approx(last, abs=1e-3)
+    logits = torch.tensor(logits_of(tmp_path / "out")["student"])
+    plain = replace(METHODS["student_only"], schedule=replace(SCHEDULE, epochs=3))
+    train(tmp_path / "plain", untested, plain, specs(pretrained, "student_only"))
+    assert not torch.equal(logits, torch.tensor(logits_of(tmp_path / "plain")["student"]))
+
+
+@pytest.mark.parametrize("training", ["lora", "probe", "full"])
+@pytest.mark.parametrize("norms", [False, True])
+def test_what_each_way_of_training_trains(training, norms):
+    model = tiny.model(tiny.STUDENT)
+    lora = replace(LORA, norms=norms)
+    names = set(trained_by(training, model, lora=lora, role="student"))
+    head = {"head.weight", "head.bias"}
+    factors = {f"blocks.{i}.attn.qkv.sources.{p}.{part}" for i in range(2) for p in "qkv" for part in "ab"}
+    flat = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+    expected = {"probe": head, "lora": head | factors | (flat if norms else set()), "full": set(tiny_names())}
+    assert names == expected[training]
+
+
+def tiny_names():
+    return dict(tiny.model(tiny.STUDENT).named_parameters())
+
+
+def test_norms_that_are_trained_are_recorded_and_merged(tmp_path, untested, pretrained):
+    method = replace(QUICK, lora=Lora(targets=("q", "v"), rank=2, alpha=4.0, norms=True))
+    train(tmp_path / "out", untested, method, specs(pretrained, "slad"))
+    plain = replace(QUICK, lora=Lora(targets=("q", "v"), rank=2, alpha=4.0))
+    train(tmp_path / "plain", untested, plain, specs(pretrained, "slad"))
+    counts = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("out", "plain")]
+    norms = sum(p.numel() for which in (tiny.TEACHER, tiny.STUDENT) for p in flat_body(which))
+    assert counts[0]["trained_parameters"] - counts[1]["trained_parameters"] == norms
+    (tmp_path / "merged").mkdir()
+    pair = specs(pretrained, "slad")
+    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=untested, tolerance=1e-5, load=tiny.LOAD, **pair)
+    changed, _ = differences(weights(pretrained, "small"), tmp_path / "merged/student.safetensors")
+    assert changed == {
+        name for name, p in tiny.model(tiny.STUDENT).named_parameters() if p.ndim <= 1 and not name.startswith("head.")
+    } | {f"blocks.{i}.attn.qkv.weight" for i in range(2)}
+
+
+def flat_body(which):
+    return [p for name, p in tiny.model(which).named_parameters() if p.ndim <= 1 and not name.startswith("head.")]
