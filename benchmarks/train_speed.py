@@ -5,6 +5,7 @@ moods hit all of them alike. A contestant's cost is its seconds per step, that o
 ratios are medians over the rounds of the ratio within a round. Contestants:
 
 - slad, joint_lora, finetune_kd: the project's own methods, objectives and training loop.
+- slad upper: adapters in the upper half of the blocks alone (distill.depth=0.5).
 - peft: the joint loss with LoRA of the library peft on the fused qkv layer of both models, r alike.
 - floor: forward of both frozen models and backward of activations only; no method that trains in front of the last
   block can cost less.
@@ -19,7 +20,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -44,7 +45,7 @@ PAIRS = {
 CLASSES, RANK, SIZE = 10, 16, 224
 SCHEDULE = Schedule(epochs=1000, learning_rate=1e-4, weight_decay=0.01, warmup_epochs=0, clip_norm=1.0)
 LORA = Lora(targets=("q", "k", "v"), rank=RANK, alpha=16.0)
-NAMES = ("slad", "slad last", "joint_lora", "finetune_kd", "peft", "floor")
+NAMES = ("slad", "slad upper", "joint_lora", "finetune_kd", "peft", "floor")
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,9 @@ def method(name: str) -> Method:
     if name == "finetune_kd":
         stage = {"teacher_training": "full", "student_training": "full"}
         return Staged(name=name, **stage, weights=Weights(), teacher_schedule=SCHEDULE, schedule=SCHEDULE)
-    sharing = Sharing(
-        share="none" if name == "joint_lora" else "slice",
-        layer_map="last" if name == "slad last" else "even",
-        teacher_blocks="mapped" if name == "slad last" else "all",
-    )
-    return JointLora(name=name, lora=LORA, sharing=sharing, weights=Weights(), schedule=SCHEDULE)
+    lora = replace(LORA, depth=0.5 if name == "slad upper" else 1.0)
+    sharing = Sharing(share="none" if name == "joint_lora" else "slice")
+    return JointLora(name=name, lora=lora, sharing=sharing, weights=Weights(), schedule=SCHEDULE)
 
 
 def phases(name: str, teacher: Network, student: Network) -> list[Phase]:

@@ -172,6 +172,7 @@ def _lora(settings: LoraParams) -> Lora:
         alpha=settings.alpha,
         dropout=settings.dropout,
         norms=settings.norms,
+        depth=settings.depth,
     )
 
 

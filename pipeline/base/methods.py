@@ -40,6 +40,7 @@ class LoraParams(Section):
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)]
     norms: bool
+    depth: Annotated[float, Field(gt=0, le=1)]
 
 
 class JointParams(TrainingParams, LoraParams):

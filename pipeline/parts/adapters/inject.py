@@ -42,6 +42,14 @@ def own_factors(model: Network, targets: Sequence[str], *, rank: int) -> list[di
     ]
 
 
+def upper(count: int, share: float) -> range:
+    """Returns the indices of the upper `share` of `count` blocks, at least one.
+
+    Below the lowest adapter there is nothing to train: no gradient is computed and no activation is kept there.
+    """
+    return range(count - max(1, round(share * count)), count)
+
+
 def inject(model: Network, sources: Sequence[Sources], *, scale: float, dropout: float = 0.0) -> None:
     """Gives the layers of each block their factors, in place; a block with no factors stays as it is."""
     for block, given in zip(model.blocks, sources, strict=True):

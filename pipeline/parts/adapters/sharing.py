@@ -1,14 +1,14 @@
 """How a student's factors follow from its teacher's."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from pipeline.base.errors import ModelError
 from pipeline.parts.adapters.factors import Factors, JoinedFactors, SharedFactors, coordinates
-from pipeline.parts.adapters.inject import own_factors, shapes
+from pipeline.parts.adapters.inject import own_factors, shapes, upper
 from pipeline.parts.adapters.sites import head_width, is_adaptable
 from pipeline.parts.network import Network
 from pipeline.parts.slices import layer_map
@@ -43,7 +43,7 @@ Blocks = list[dict[str, nn.Module]]
 
 
 def joint_factors(
-    teacher: Network, student: Network, *, targets: Sequence[str], rank: int, sharing: Sharing
+    teacher: Network, student: Network, *, targets: Sequence[str], rank: int, sharing: Sharing, depth: float = 1.0
 ) -> tuple[Blocks, Blocks]:
     """Makes the factors of both models: one mapping from projection to factors per block.
 
@@ -53,6 +53,8 @@ def joint_factors(
         targets: projections, of "q", "k", "v", "proj", "fc1", "fc2".
         rank: r of each projection, shared and private part together.
         sharing: what is shared.
+        depth: share of each model's blocks, from the top, that have adapters; a teacher block below has them too where
+            a student block shares with it.
 
     Raises:
         ModelError: the two cannot share, or lack a projection.
@@ -60,8 +62,10 @@ def joint_factors(
     check_sharing(teacher, student, share=sharing.share)
     owners = own_factors(teacher, targets, rank=rank - sharing.private_rank)
     theirs: Blocks = [dict(block) for block in owners]
+    high, low = upper(len(teacher.blocks), depth), upper(len(student.blocks), depth)
     if sharing.share == "none":
-        return theirs, [dict(block) for block in own_factors(student, targets, rank=rank)]
+        own = own_factors(student, targets, rank=rank)
+        return _only(theirs, high), _only([dict(block) for block in own], low)
     mapping = layer_map(len(teacher.blocks), len(student.blocks), sharing.layer_map)
     gain = sharing.student_scale or math.sqrt(teacher.embed_dim / student.embed_dim)
     ours: Blocks = [
@@ -71,9 +75,12 @@ def joint_factors(
     if sharing.share == "hybrid":
         theirs = _joined(theirs, own_factors(teacher, targets, rank=sharing.private_rank))
         ours = _joined(ours, own_factors(student, targets, rank=sharing.private_rank))
-    if sharing.teacher_blocks == "mapped":
-        theirs = [block if index in mapping else {} for index, block in enumerate(theirs)]
-    return theirs, ours
+    lent = {mapping[index] for index in low}
+    return _only(theirs, lent if sharing.teacher_blocks == "mapped" else lent | set(high)), _only(ours, low)
+
+
+def _only(blocks: Blocks, kept: Container[int]) -> Blocks:
+    return [block if index in kept else {} for index, block in enumerate(blocks)]
 
 
 def _borrow(

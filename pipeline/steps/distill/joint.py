@@ -45,8 +45,9 @@ class JointLora:
         if teacher is None:
             msg = f"{self.name} needs a teacher"
             raise ModelError(msg)
+        lora = self.lora
         theirs, ours = joint_factors(
-            teacher, student, targets=self.lora.targets, rank=self.lora.rank, sharing=self.sharing
+            teacher, student, targets=lora.targets, rank=lora.rank, sharing=self.sharing, depth=lora.depth
         )
         self.lora.add_to(teacher, theirs)
         self.lora.add_to(student, ours)

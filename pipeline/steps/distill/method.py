@@ -1,12 +1,13 @@
 """What all methods have in common: one interface, and the ways in which a model can be trained."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from torch import nn
 
-from pipeline.parts.adapters.inject import Sources, adapters, inject, own_factors
+from pipeline.parts.adapters.inject import Sources, adapters, inject, own_factors, upper
 from pipeline.parts.adapters.lora import LoraLinear
 from pipeline.parts.adapters.sharing import check_adaptable
 from pipeline.parts.network import Network
@@ -44,7 +45,9 @@ class Lora:
         rank: r.
         alpha: the update is scaled by alpha / r.
         dropout: of the adapters' inputs.
-        norms: whether norms, biases and layer scales of an adapted model are trained too.
+        norms: whether norms, biases and layer scales of an adapted model are trained too, from the lowest block with
+            adapters up.
+        depth: share of the blocks, from the top, that have adapters. Backward passes end at the lowest one.
     """
 
     targets: tuple[str, ...]
@@ -52,6 +55,7 @@ class Lora:
     alpha: float
     dropout: float = 0.0
     norms: bool = False
+    depth: float = 1.0
 
     @property
     def scale(self) -> float:
@@ -66,11 +70,22 @@ class Lora:
         """Returns the parameters of an adapted model that are trained: factors it owns, head, perhaps norms."""
         prefixes = tuple(f"{name}.sources." for name, m in adapters(model).items() if isinstance(m, LoraLinear))
         head = {id(parameter) for parameter in model.get_classifier().parameters()}
+        lowest = min(int(prefix.split(".")[1]) for prefix in prefixes)
         return {
             name: parameter
             for name, parameter in model.named_parameters()
-            if name.startswith(prefixes) or id(parameter) in head or (self.norms and parameter.ndim <= 1)
+            if name.startswith(prefixes)
+            or id(parameter) in head
+            or (self.norms and parameter.ndim <= 1 and _height(name) >= lowest)
         }
+
+
+def _height(name: str) -> float:
+    """Where in a transformer a parameter acts: its block, 0 for the patches before them, infinity for what follows."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return int(parts[1])
+    return 0 if parts[0] in {"patch_embed", "norm_pre"} else math.inf
 
 
 def trained_by(training: str, model: Network, *, lora: Lora | None, role: str) -> dict[str, nn.Parameter]:
@@ -89,7 +104,9 @@ def trained_by(training: str, model: Network, *, lora: Lora | None, role: str) -
         return dict(model.named_parameters())
     if training == "lora" and lora is not None:
         check_adaptable(model, role=role)
-        lora.add_to(model, own_factors(model, lora.targets, rank=lora.rank))
+        factors = own_factors(model, lora.targets, rank=lora.rank)
+        kept = upper(len(factors), lora.depth)
+        lora.add_to(model, [block if index in kept else {} for index, block in enumerate(factors)])
         return lora.trained(model)
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in head}

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from pipeline.base.errors import ModelError
-from pipeline.parts.adapters.inject import adapters, inject, merge, prove_gradients
+from pipeline.parts.adapters.inject import adapters, inject, merge, prove_gradients, upper
 from pipeline.parts.adapters.saved import restore, trained_state
 from pipeline.parts.adapters.sharing import Sharing, check_sharing, joint_factors
 from pipeline.parts.adapters.sites import TARGETS
@@ -90,6 +90,30 @@ def test_the_student_alone_trains_only_the_mapped_blocks_and_only_its_slice(kind
             assert source.a.grad[:, :16].any()
             assert not source.b.grad[16:].any()
             assert not source.a.grad[:, 16:].any()
+
+
+@pytest.mark.parametrize(
+    ("sharing", "teachers", "students"),
+    [
+        (Sharing(), [2, 3], [1]),
+        (Sharing(layer_map="first"), [1, 2, 3], [1]),  # the lender of block 1 is below the teacher's upper half
+        (Sharing(teacher_blocks="mapped"), [2], [1]),
+        (Sharing(share="none"), [2, 3], [1]),
+        (Sharing(share="hybrid", private_rank=1), [2, 3], [1]),
+    ],
+    ids=["even", "first", "mapped", "none", "hybrid"],
+)
+def test_only_the_upper_blocks_can_have_adapters(sharing, teachers, students):
+    theirs, ours = joint_factors(
+        tiny.model(tiny.TEACHER), tiny.model(tiny.STUDENT), targets=("q",), rank=RANK, sharing=sharing, depth=0.5
+    )
+    assert [index for index, block in enumerate(theirs) if block] == teachers
+    assert [index for index, block in enumerate(ours) if block] == students
+
+
+@pytest.mark.parametrize(("count", "share", "expected"), [(6, 1.0, 0), (6, 0.5, 3), (3, 0.5, 1), (12, 0.01, 11)])
+def test_the_upper_share_of_the_blocks_is_at_least_one(count, share, expected):
+    assert upper(count, share) == range(expected, count)
 
 
 def test_with_nothing_shared_no_model_trains_the_other():
