@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from pipeline.parts.training import Run
 from tests import tiny
 from tests.unit.pipeline.steps.distill.runs import EPOCHS, train
 
@@ -75,8 +76,23 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, data, whole, capfd, nam
     assert list((tmp_path / "checkpoints").iterdir()) == []  # nothing is left of them
 
 
-def test_a_checkpoint_of_other_parameters_is_refused_with_its_reason(tmp_path, data, whole, capfd):
-    killed(tmp_path, data, "finetune_kd", 4, "step")
+def interrupted(tmp_path, data, name, monkeypatch):
+    """Leaves the checkpoint of step 4 behind, within this process."""
+
+    def stop(run, batches):
+        if run.step == 4:
+            raise KeyboardInterrupt
+        advance(run, batches)
+
+    advance = Run._advance
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "interrupted", data, name=name, checkpoints=tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_of_other_parameters_is_refused_with_its_reason(tmp_path, data, whole, capfd, monkeypatch):
+    interrupted(tmp_path, data, "finetune_kd", monkeypatch)
     train(tmp_path / "again", data, name="slad", checkpoints=tmp_path / "checkpoints")
     said = capfd.readouterr().err
     assert (
@@ -85,15 +101,15 @@ def test_a_checkpoint_of_other_parameters_is_refused_with_its_reason(tmp_path, d
     assert read(tmp_path / "again") == whole["slad"]
 
 
-def test_a_run_with_other_data_does_not_go_on(tmp_path, data, capfd):
-    killed(tmp_path, data, "slad", 4, "step")
+def test_a_run_with_other_data_does_not_go_on(tmp_path, data, capfd, monkeypatch):
+    interrupted(tmp_path, data, "slad", monkeypatch)
     tiny.prepared(tmp_path / "other", tiny.write_images(tmp_path / "images", seed=1))
     train(tmp_path / "again", tmp_path / "other", checkpoints=tmp_path / "checkpoints")
     assert "data sha256 was " in capfd.readouterr().err
 
 
-def test_a_damaged_checkpoint_costs_the_run_but_not_the_result(tmp_path, data, whole, capfd):
-    killed(tmp_path, data, "slad", 4, "step")
+def test_a_damaged_checkpoint_costs_the_run_but_not_the_result(tmp_path, data, whole, capfd, monkeypatch):
+    interrupted(tmp_path, data, "slad", monkeypatch)
     file = tmp_path / "checkpoints/last.pt"
     assert torch.load(file, weights_only=True)["state"]["run"]["step"] == 4
     file.write_bytes(file.read_bytes()[:-100])

@@ -83,6 +83,7 @@ def with_workers(output, data, folder):
         train(output / name, data, QUICK, specs(folder, "slad"), workers=workers)
 
 
+@pytest.mark.slow
 def test_worker_processes_leave_the_bytes_as_they_are(tmp_path, untested, pretrained):
     alone(with_workers, tmp_path, untested, pretrained)
     for file in ("teacher.safetensors", "student.safetensors", "metrics.json", "curves.csv", "cka.csv"):
