@@ -67,6 +67,7 @@ METHODS = {
     "student_only probe": ["method=student_only", "distill.training=probe"],
     "idat": ["method=idat", *IDAT],
 }
+CONTROL = "slad random subset"
 PLACES = ([], [EVERYWHERE, "distill.norms=true"])  # the paper's, or all linear layers, norms and biases
 
 
@@ -204,14 +205,14 @@ def search(data: str, names: Sequence[str]) -> None:
     """Runs every trial that has not been run."""
     done = {(r["data"], r["method"], tuple(r["overrides"])) for r in records("search")}
     for name in names:
-        for overrides in trials(name):
+        for overrides in [] if name == CONTROL else trials(name):
             if (data, name, tuple(overrides)) not in done:
                 note("search", member(data, name, overrides, 0, tested=False))
 
 
 def best(name: str, data: str) -> list[str]:
     """Returns the overrides that were best on validation: of this data, or of the data that was searched."""
-    searched = "slad" if name == "slad random subset" else name  # a control: nothing else may differ
+    searched = "slad" if name == CONTROL else name  # nothing else may differ
     found = [r for r in records("search") if r["method"] == searched]
     found = [r for r in found if r["data"] == data] or found
     if not found:

@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from deploy.bundle import Preprocess
 from deploy.files import replaced_folder
 from deploy.preprocess import load_image
+from pipeline.base.errors import ModelError, ParamsError
 from pipeline.base.methods import (
     FinetuneParams,
     IdatParams,
@@ -26,6 +27,7 @@ from pipeline.base.methods import (
 )
 from pipeline.base.params import DistillStage, read_params
 from pipeline.parts.adapters.sharing import Sharing
+from pipeline.parts.checkpoints import discard
 from pipeline.parts.data import Augment, Mixing
 from pipeline.parts.models import ModelSpec
 from pipeline.parts.training import Schedule
@@ -52,17 +54,33 @@ def main() -> None:
     args = parser.parse_args()
     params = read_params(args.params, DistillStage)
     processes = params.distill.processes
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        msg = f"`distill.processes` is {processes}, but this machine has {gpus} GPU(s); lower it"
+        raise ParamsError(msg)
     with replaced_folder(args.output) as output:
         train = partial(_train, params, data=args.data, checkpoints=args.checkpoints, output=output)
         if processes == 1:
             train()
-            return
-        # The processes say themselves what is wrong; that the others are then stopped is no news.
-        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-        try:
-            start_processes(_join, args=(train, processes, _free_port()), nprocs=processes, start_method="spawn")
-        except ProcessExitedException as error:
+        else:
+            _launch(train, processes)
+    discard(args.checkpoints)  # not before the output is in its place
+
+
+def _launch(train: "partial[None]", processes: int) -> None:
+    """Trains in several processes on this machine, and exits as the first that fails."""
+    # The processes say themselves what is wrong; that the others are then stopped is no news.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    try:
+        start_processes(_join, args=(train, processes, _free_port()), nprocs=processes, start_method="spawn")
+    except ProcessExitedException as error:
+        if error.signal_name is None:
             sys.exit(error.exit_code)  # the process has said why
+        msg = (
+            f"process {error.error_index} of {processes} was ended by {error.signal_name}, which is what a system "
+            f"does that runs out of memory; lower `distill.processes` or `distill.micro_batch`"
+        )
+        raise ModelError(msg) from error
 
 
 def _free_port() -> int:

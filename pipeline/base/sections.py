@@ -118,6 +118,13 @@ class FoundationModel(Section):
     overrides: dict[str, Any]
     schedule: ScheduleParams
 
+    @model_validator(mode="after")
+    def _runs_to_its_end(self) -> Self:
+        if self.schedule.patience is not None:
+            msg = f"patience {self.schedule.patience} has no effect: pretraining is not validated; set it to null"
+            raise ValueError(msg)
+        return self
+
 
 class FoundationParams(Section):
     """Pretraining of a foundation pair on drawn images."""

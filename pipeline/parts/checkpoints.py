@@ -78,11 +78,12 @@ class Checkpoints:
         if self._writes:
             notice(f"the checkpoint {str(self._path)!r} {reason}; training starts from the beginning")
 
-    def clear(self) -> None:
-        """Removes the checkpoint: the run has ended well."""
-        if self._writes:
-            self._path.unlink(missing_ok=True)
-            self._path.with_suffix(".tmp").unlink(missing_ok=True)
+
+def discard(folder: Path) -> None:
+    """Removes the checkpoint in `folder`: the run's output is in its place."""
+    path = folder / NAME
+    path.unlink(missing_ok=True)
+    path.with_suffix(".tmp").unlink(missing_ok=True)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -71,6 +71,8 @@ def features(model: Network, batches: Iterable[Tensor], *, blocks: Sequence[int]
     def note(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, tokens: Tensor) -> None:
             prefix = getattr(model, "num_prefix_tokens", 1)
+            if tokens.ndim == 4:  # a map of patches, without a class token
+                tokens, prefix = tokens.flatten(1, 2), 0
             if prefix:
                 found.setdefault(f"{index} class", []).append(tokens[:, 0].float().cpu())
             found.setdefault(f"{index} patches", []).append(tokens[:, prefix:].mean(1).float().cpu())

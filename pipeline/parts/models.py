@@ -73,8 +73,10 @@ def build_model(spec: ModelSpec, *, num_classes: int, role: str) -> Network:
     if isinstance(model, VisionTransformerDistilled):
         msg = f"`{role}.model` {spec.model!r} has a second head for a distillation token; choose one without"
         raise ModelError(msg)
-    if not all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier")):
-        msg = f"`{role}.model` {spec.model!r} is a {type(model).__name__}, no image classifier of timm; choose another"
+    usable = all(hasattr(model, name) for name in ("forward_features", "forward_head", "get_classifier"))
+    if not usable or isinstance(model.get_classifier(), tuple):
+        kind = type(model).__name__
+        msg = f"`{role}.model` {spec.model!r} is a {kind}, no classifier of timm with one head; choose another"
         raise ModelError(msg)
     return model.eval()
 
@@ -84,7 +86,7 @@ def _create(spec: ModelSpec, *, role: str, **options: Any) -> Network:
         options["img_size"] = spec.image_size
     try:
         model: Network = timm.create_model(spec.model, **options, **spec.overrides)
-    except (TypeError, AssertionError, RuntimeError, KeyError, ValueError) as error:
+    except (TypeError, AssertionError, RuntimeError, KeyError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:300]
         if "loading state_dict" in reason:
             msg = (
@@ -175,9 +177,9 @@ def load_merged(folder: Path, role: str, spec: ModelSpec) -> tuple[Network, list
     if not path.is_file():
         msg = f"no merged {role} {str(path)!r}; run `dvc repro merge`"
         raise WeightsError(msg)
+    hidden = _stored_shapes(path, role=role).get(BOTTLENECK, (0,))[0]
     with safe_open(path, framework="pt") as file:
         labels: list[str] = json.loads(file.metadata()["labels"])
-    hidden = _stored_shapes(path, role=role).get(BOTTLENECK, (0,))[0]
     if not hidden:
         return build_model(replace(spec, weights=str(path)), num_classes=len(labels), role=role), labels
     model = build_model(replace(spec, weights=RANDOM), num_classes=len(labels), role=role)

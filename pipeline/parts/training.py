@@ -137,10 +137,11 @@ class Run:
         groups = param_groups_weight_decay(phase.objective, weight_decay=schedule.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
         self.total = schedule.epochs * stream.steps
-        warmup = round(schedule.warmup_epochs * stream.steps)
+        warmup = min(round(schedule.warmup_epochs * stream.steps), self.total - 1)
         self._pace = CosineLRScheduler(
             self._optimizer,
-            t_initial=self.total - warmup,  # the cosine begins after the warm-up and reaches zero with the last step
+            t_initial=self.total
+            - warmup,  # the cosine begins after the warm-up and would reach zero one step after the last
             warmup_t=warmup,
             warmup_prefix=True,
             t_in_epochs=False,
@@ -261,6 +262,7 @@ class Run:
     def _end_epoch(self, epoch: int, rate: float, on_epoch: Callable[[dict[str, float]], float] | None) -> None:
         means = {name: total / self.stream.steps for name, total in self._totals.items()}
         self._totals = {}
+        self._agree()
         if on_epoch is None:
             return
         means |= {
@@ -275,6 +277,14 @@ class Run:
                 self._best = {"accuracy": accuracy, "epoch": epoch, "tensors": kept}
         self.phase.objective.train()
 
+    @torch.no_grad()
+    def _agree(self) -> None:
+        """Averages batch norms' statistics over the processes, each of which has seen its share of the images."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.phase.objective.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer.clone(), reduction="mean"))
+
     def _kept(self) -> list[Tensor]:
         """What belongs to the best epoch: batch norms' statistics as well as parameters."""
         return [*self._parameters, *self.phase.objective.buffers()]
@@ -282,10 +292,18 @@ class Run:
     def _stopped(self) -> bool:
         patience = self.phase.schedule.patience
         epochs, place = divmod(self.step, self.stream.steps)
-        return patience is not None and place == 0 and epochs - 1 - int(self._best["epoch"]) >= patience
+        judged = patience is not None and self._best["epoch"] >= 0
+        return judged and place == 0 and epochs - 1 - int(self._best["epoch"]) >= (patience or 0)
 
     @torch.no_grad()
     def _finish(self) -> None:
+        # The losses that were checked are those before the last update.
+        if not all(torch.isfinite(parameter).all() for parameter in self._parameters):
+            msg = (
+                f"{self.title}: the last update left parameters that are not finite: the training diverged; "
+                f"lower the schedule's learning_rate of {self.phase.schedule.learning_rate:g}"
+            )
+            raise ModelError(msg)
         if self._best["tensors"]:
             for tensor, kept in zip(self._kept(), self._best["tensors"], strict=True):
                 tensor.copy_(kept)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.base.errors import ParamsError
 from pipeline.base.seeding import derived, draw_from, seed_everything
 from pipeline.parts.fractals import fractal_images
 from pipeline.parts.losses import distillation_kl, feature_cosine
@@ -52,6 +53,9 @@ class DrawnStream:
     def __init__(self, images: Tensor, labels: Tensor, *, batch_size: int, seed: int) -> None:
         self._source, self._labels, self._seed = images, labels, seed
         self.images, self.steps = batch_size, len(images) // batch_size
+        if not self.steps:
+            msg = f"`batch_size` {batch_size} is more than the {len(images)} images there are; lower it or draw more"
+            raise ParamsError(msg)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the images and labels of steps `start` to `stop` - 1."""

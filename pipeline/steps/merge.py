@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pipeline.base.errors import ModelError
@@ -79,6 +79,11 @@ def _adapt(model: Network, path: Path) -> None:
     if not path.is_file():
         msg = f"no {str(path)!r}; run `dvc repro distill` again"
         raise ModelError(msg)
-    with safe_open(path, framework="pt") as file:
-        described = file.metadata() or {}
-    restore(model, load_file(path), described)
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = file.metadata() or {}
+        state = load_file(path)
+    except SafetensorError as error:
+        msg = f"{str(path)!r} cannot be read ({error}); run `dvc repro --force distill`"
+        raise ModelError(msg) from error
+    restore(model, state, described)

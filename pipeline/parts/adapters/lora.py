@@ -53,7 +53,7 @@ class _Folded(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = torch.addmm(flat_grad @ weight, v, a, alpha=ctx.scale).view(x.shape)
         grad_bias = flat_grad.sum(0).to(ctx.kinds[1]) if ctx.needs_input_grad[2] else None
-        # Under autocast the factors are fp32 and the arithmetic is not; autograd does not cast back by itself.
+        # Under autocast the factors are fp32 and the arithmetic is not.
         return grad_x, None, grad_bias, grad_a.to(ctx.kinds[0]), grad_b.to(ctx.kinds[0]), None, None
 
 

@@ -43,8 +43,10 @@ def target_of(name: str) -> str:
 
 
 def is_adaptable(model: Network) -> bool:
-    """Whether every block of the model has attention whose projections are linear layers."""
+    """Whether every block of the model has one width, and attention whose projections are linear layers."""
     blocks = getattr(model, "blocks", None)
+    if not isinstance(getattr(model, "embed_dim", None), int):
+        return False
     return isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) > 0 and all(map(_attention, blocks))
 
 

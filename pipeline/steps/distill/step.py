@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -24,6 +25,8 @@ from pipeline.parts.training import Phase, Run, make_accelerator
 from pipeline.steps.distill.alignment import Alignment
 from pipeline.steps.distill.method import Method
 from pipeline.steps.distill.record import Record, write
+
+PACKAGE = Path(__file__).parents[2]  # the host library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ def distill(
         feed: how images reach the models.
         precision: "auto", "fp32" or "bf16".
         seed: fixes adapters, heads, order and random changes.
-        checkpoints: folder of the checkpoint that a killed run goes on from; None keeps none.
+        checkpoints: folder of the checkpoint that a killed run goes on from; None keeps none. It is left for the
+            caller to `discard` once the output is in its place.
         checkpoint_s: seconds between two checkpoints at least.
         settings: all that decides about the result, to tell whether a checkpoint belongs to this run.
 
@@ -101,8 +105,6 @@ def distill(
     if accelerator.is_main_process:
         write(output, record)
     accelerator.wait_for_everyone()
-    if store is not None:
-        store.clear()
     return record.accuracies
 
 
@@ -127,11 +129,12 @@ def _check_size(specs: Mapping[str, ModelSpec], item: Item, root: Path, load: Lo
 
 
 def _identity(specs: Mapping[str, ModelSpec], data: Path) -> dict[str, str]:
-    """Hashes of the data and of the weights in files, and torch's version."""
+    """Hashes of the data, of the weights in files and of our own code, and the versions of what trains."""
     files = {"data": data / "index.json"}
     files |= {f"{role}.weights": Path(spec.weights) for role, spec in specs.items() if Path(spec.weights).is_file()}
     hashes = {f"{name} sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
-    return {**hashes, "torch": str(torch.__version__)}
+    ours = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(PACKAGE.rglob("*.py")))).hexdigest()[:16]
+    return {**hashes, "code sha256": ours, "torch": str(torch.__version__), "timm": timm.__version__}
 
 
 class _Session:

@@ -7,7 +7,7 @@ from zipfile import ZipFile
 import pytest
 import torch
 
-from pipeline.parts.checkpoints import NAME, Checkpoints
+from pipeline.parts.checkpoints import NAME, Checkpoints, discard
 
 SETTINGS = {"seed": 0, "distill": {"rank": 8, "targets": ("q", "v"), "micro_batch": None}}
 STATE = {"step": 7, "models": {"a": torch.arange(6.0).reshape(2, 3)}, "best": {"parameters": [torch.ones(2)]}}
@@ -161,22 +161,19 @@ def test_tuples_and_lists_are_the_same_settings(tmp_path):
     assert store(tmp_path, settings=listed).load()["step"] == 7
 
 
-def test_only_one_process_writes_tells_and_clears(tmp_path, capsys):
+def test_only_one_process_writes_and_tells(tmp_path, capsys):
     store(tmp_path).save(STATE)
     other = store(tmp_path, settings={"seed": 1}, writes=False)
     assert not other.due
     assert other.load() is None
     assert capsys.readouterr().err == ""
-    other.clear()
-    assert files(tmp_path) == [NAME]
 
 
-def test_the_end_removes_the_checkpoint_and_what_a_killed_run_left(tmp_path):
-    one = store(tmp_path)
-    one.clear()
-    one.save(STATE)
+def test_discarding_removes_the_checkpoint_and_what_a_killed_run_left(tmp_path):
+    discard(tmp_path / "nothing there")
+    store(tmp_path).save(STATE)
     (tmp_path / NAME).with_suffix(".tmp").write_bytes(b"half")
-    one.clear()
+    discard(tmp_path)
     assert files(tmp_path) == []
 
 

@@ -196,3 +196,16 @@ def test_a_merged_network_holds_no_adapter_names(tmp_path):
 def test_a_network_not_merged_yet_is_named(tmp_path):
     with pytest.raises(WeightsError, match="dvc repro merge"):
         load_merged(tmp_path, "student", tiny.STUDENT)
+
+
+def test_a_network_with_two_heads_is_refused():
+    with pytest.raises(
+        ModelError, match="'efficientformer_l1' is a EfficientFormer, no classifier of timm with one head"
+    ):
+        build_model(ModelSpec("efficientformer_l1"), num_classes=2, role="student")
+
+
+def test_sizes_that_divide_by_zero_are_refused():
+    spec = ModelSpec(tiny.ARCHITECTURE, image_size=tiny.SIZE, overrides={"patch_size": 0})
+    with pytest.raises(ModelError, match="cannot be built with `student.overrides`"):
+        build_model(spec, num_classes=2, role="student")

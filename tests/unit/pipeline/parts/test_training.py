@@ -380,3 +380,20 @@ def test_precision_is_what_was_asked(asked, given):
 def test_auto_is_fp32_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert make_accelerator("auto").mixed_precision == "no"
+
+
+def test_a_divergence_in_the_last_update_is_refused_too():
+    run = make(mlp(), epochs=1, learning_rate=1e38, clip_norm=1e38, warmup_epochs=0)
+    run.stream.steps = run.total = 1
+    with pytest.raises(ModelError, match="last update left parameters that are not finite.*learning_rate of 1e\\+38"):
+        run.train()
+
+
+def test_a_warm_up_as_long_as_the_run_leaves_one_step():
+    assert make(mlp(), epochs=1, warmup_epochs=0.99).total > 0
+
+
+def test_a_run_without_validation_does_not_stop_early():
+    run = make(mlp(), epochs=4, patience=1)
+    run.train()
+    assert run.step == run.total

@@ -8,7 +8,9 @@ from pathlib import Path
 from pipeline.parts.adapters.sharing import Sharing
 from pipeline.parts.checkpoints import Checkpoints
 from pipeline.parts.data import Augment, Mixing
+from pipeline.parts.models import ModelSpec
 from pipeline.parts.training import Run, Schedule
+from pipeline.steps.distill.alone import StudentOnly
 from pipeline.steps.distill.joint import JointLora
 from pipeline.steps.distill.method import Lora, Method
 from pipeline.steps.distill.objective import Weights
@@ -29,6 +31,8 @@ def method(name: str) -> Method:
     if name.startswith("slad"):  # dropout draws inside the model
         lora = Lora(targets=("q", "k", "v"), rank=2, alpha=4.0, dropout=0.2 if name == "slad" else 0.0)
         return JointLora(lora=lora, sharing=Sharing(), weights=Weights(), schedule=schedule(ema=0.9))
+    if name == "cnn":  # batch norms see a share of the images in each process
+        return StudentOnly(training="full", schedule=schedule())
     return Staged(  # two phases, and a best epoch that is kept aside
         name="finetune_kd",
         teacher_training="full",
@@ -54,7 +58,7 @@ def train(
         output,
         data=data,
         teacher=tiny.TEACHER,
-        student=tiny.STUDENT,
+        student=ModelSpec("test_resnet") if name == "cnn" else tiny.STUDENT,
         method=method(name),
         feed=Feed(
             load=tiny.LOAD,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
+from pipeline.parts.data import labels_of
+from pipeline.parts.index import read_index
 from tests import tiny
 from tests.unit.pipeline.steps.distill.runs import train
 
@@ -53,3 +55,14 @@ def test_two_processes_give_the_losses_of_one(tmp_path, data, name, feed):
     start_processes(join, args=(2, free_port(), arguments), nprocs=2, start_method="spawn")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     assert (tmp_path / "two/student.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_recorded_accuracy_is_that_of_the_network_that_is_kept(tmp_path, data):
+    start_processes(join, args=(2, free_port(), (tmp_path / "two", data, "cnn", {})), nprocs=2, start_method="spawn")
+    index, _ = read_index(data)
+    with np.load(tmp_path / "two/validation_logits.npz") as logits:
+        right = (logits["student"].argmax(1) == labels_of(index.splits["validation"])).mean()
+    with (tmp_path / "two/curves.csv").open() as file:
+        recorded = float(list(csv.DictReader(file))[-1]["student_accuracy_percent"])
+    assert recorded == pytest.approx(100 * right)
