@@ -1,6 +1,7 @@
 """The rules of the layout: who may import whom, what DVC must know, how large a piece may be."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,10 @@ def test_no_file_that_is_read_can_run_code(file):
             assert all(alias.asname is None for alias in node.names)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
             assert node.attr == "UnpicklingError", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_every_benchmark_fits_the_library_it_measures(file):
+    if "import peft" in file.read_text() or "from peft" in file.read_text():
+        pytest.importorskip("peft")
+    assert callable(importlib.import_module(f"benchmarks.{file.stem}").main)
