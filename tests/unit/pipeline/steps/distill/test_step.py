@@ -45,7 +45,9 @@ def test_idat_refuses_a_teacher_larger_than_its_student(tmp_path, untested, pret
 def test_idat_takes_equal_models(tmp_path, untested, pretrained):
     pair = specs(pretrained, "slad")
     method: Idat = replace(METHODS["idat"], schedule=SHORT)
-    train(tmp_path / "out", untested, method, {"teacher": pair["student"], "student": pair["student"]})
+    accuracies = train(tmp_path / "out", untested, method, {"teacher": pair["student"], "student": pair["student"]})
+    assert set(accuracies) == {"teacher", "student"}
+    assert len(curve_of(tmp_path / "out")) == SHORT.epochs
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
