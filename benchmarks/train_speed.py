@@ -7,6 +7,8 @@ ratios are medians over the rounds of the ratio within a round. Contestants:
 - slad, joint_lora, finetune_kd: the project's own methods, objectives and training loop.
 - slad upper: adapters in the upper half of the blocks alone (distill.depth=0.5).
 - peft: the joint loss with LoRA of the library peft on the fused qkv layer of both models, r alike.
+- slad compiled, finetune_kd compiled, with --compiled: the same through torch.compile, whose minutes of compiling are
+  not counted.
 - floor: forward of both frozen models and backward of activations only; no method that trains in front of the last
   block can cost less.
 
@@ -46,6 +48,7 @@ CLASSES, RANK, SIZE = 10, 16, 224
 SCHEDULE = Schedule(epochs=1000, learning_rate=1e-4, weight_decay=0.01, warmup_epochs=0, clip_norm=1.0)
 LORA = Lora(targets=("q", "k", "v"), rank=RANK, alpha=16.0)
 NAMES = ("slad", "slad upper", "joint_lora", "finetune_kd", "peft", "floor")
+COMPILED = " compiled"
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,12 @@ def contestant(name: str, which: str, batch: int, accelerator: Accelerator) -> C
     if name == "floor":
         return floor(teacher, student, accelerator, batch)
     steps = []
-    for phase in phases(name, teacher, student):
+    for phase in phases(name.removesuffix(COMPILED), teacher, student):
         phase.objective.to(accelerator.device)
         run = Run(phase, Fixed(batch), accelerator=accelerator, seed=0, title=name)
         phase.objective.train()
+        if name.endswith(COMPILED):
+            phase.objective.compile()
         steps.append((phase, run, Fixed(batch).batches(0, 10**9)))
 
     def step() -> None:
@@ -165,12 +170,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=1000, help="images per epoch, to state seconds per epoch")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument(
+        "--compiled", action="store_true", help="adds torch.compile; on a CPU that takes a C++ compiler"
+    )
     parser.add_argument("--json", help="file for all samples")
     args = parser.parse_args()
+    names = (*NAMES, "slad" + COMPILED, "finetune_kd" + COMPILED) if args.compiled else NAMES
     accelerator = make_accelerator(args.precision)
-    steps = {name: contestant(name, args.pair, args.batch, accelerator) for name in NAMES}
-    times: dict[str, list[float]] = {name: [] for name in NAMES}
-    order = list(NAMES)
+    steps = {name: contestant(name, args.pair, args.batch, accelerator) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    order = list(names)
     for turn in range(args.rounds + 1):
         random.Random(turn).shuffle(order)
         for name in order:
@@ -181,13 +190,13 @@ def main() -> None:
             if turn:  # the first round warms up
                 times[name].append(time.perf_counter() - start)
     steps.clear()
-    memory = {name: peak_mb(name, args.pair, args.batch, args.precision) for name in NAMES}
+    memory = {name: peak_mb(name, args.pair, args.batch, args.precision) for name in names}
     print(
         f"{PAIRS[args.pair][0]} -> {PAIRS[args.pair][1]}, {SIZE} px, batch {args.batch}, {accelerator.device}, "
         f"{accelerator.mixed_precision}, {torch.get_num_threads()} threads, {args.rounds} rounds"
     )
     print(
-        f"{'contestant':<12} {'s/epoch':>8} {'of slad':>8} {'of floor':>9} {'MB':>7}   ({args.images} images an epoch)"
+        f"{'contestant':<20} {'s/epoch':>8} {'of slad':>8} {'of floor':>9} {'MB':>7}   ({args.images} images an epoch)"
     )
     for name, samples in times.items():
         epoch = statistics.median(samples) * args.images / args.batch
@@ -195,7 +204,7 @@ def main() -> None:
             statistics.median(own / base for own, base in zip(samples, times[other], strict=True))
             for other in ("slad", "floor")
         )
-        print(f"{name:<12} {epoch:8.1f} {of_slad:8.2f} {of_floor:9.2f} {memory[name]:7.0f}")
+        print(f"{name:<20} {epoch:8.1f} {of_slad:8.2f} {of_floor:9.2f} {memory[name]:7.0f}")
     if args.json:
         samples = {"arguments": vars(args), "seconds_per_step": times, "memory_mb": memory}
         Path(args.json).write_text(json.dumps(samples, indent=1))

@@ -18,7 +18,9 @@ CONFIGS = Path("configs")
 PARAMS = Path("params.yaml")
 SUMMARY = Path("reports/summary.json")
 OVERRIDES = typer.Argument(help="Changes on top of configs/, such as `student=vit_small distill.rank=32`.")
-IMAGES = typer.Option("--images", help="Your folder of images, one subfolder per class.")
+IMAGES = typer.Option(
+    "--images", help="Your images: one subfolder per class, or train, val and test with such subfolders."
+)
 RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -69,11 +71,15 @@ def table() -> None:
 
 
 def _own(images: Path | None) -> list[str]:
-    """The overrides that stand for --images, quoted for Hydra: paths hold blanks, commas and quotes."""
+    """The overrides that stand for --images."""
+    from pipeline.base.compose import quoted
+    from pipeline.parts.folders import are_splits
+
     if images is None:
         return []
-    path = str(images.expanduser().resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    return ["data=folder", f"prepare.path='{path}'"]
+    folder = images.expanduser().resolve()
+    kind = "split_folders" if folder.is_dir() and are_splits(folder) else "folder"
+    return [f"data={kind}", f"prepare.path={quoted(str(folder))}"]
 
 
 def _sync(overrides: list[str], *, reset: bool) -> None:

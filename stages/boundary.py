@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 parameters or target options, 3 data, 4 weights or models,
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from deploy.errors import DeployError
 from pipeline.base.errors import PipelineError
@@ -14,15 +15,20 @@ from pipeline.base.errors import PipelineError
 DEBUG = "SLAD_DEBUG"  # set to anything: expected errors show their traceback too
 
 
-def run(stage: Callable[[], object]) -> None:
-    """Runs `stage` and exits: 0 when it returns, an error's own code when it raises an expected one."""
+def run(stage: Callable[[], object], *, voice: TextIO | None = None) -> None:
+    """Runs `stage` and exits: 0 when it returns, an error's own code when it raises an expected one.
+
+    Args:
+        stage: to be run.
+        voice: where the line of an expected error goes; None is the standard error stream.
+    """
     try:
         stage()
     except (PipelineError, DeployError) as error:
         if os.environ.get(DEBUG):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        (voice or sys.stderr).write(f"error: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was changed\n")
+        (voice or sys.stderr).write("interrupted; nothing was changed\n")
         sys.exit(130)

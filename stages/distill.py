@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -68,19 +69,25 @@ def main() -> None:
 
 
 def _launch(train: "partial[None]", processes: int) -> None:
-    """Trains in several processes on this machine, and exits as the first that fails."""
-    # The processes say themselves what is wrong; that the others are then stopped is no news.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    try:
-        start_processes(_join, args=(train, processes, _free_port()), nprocs=processes, start_method="spawn")
-    except ProcessExitedException as error:
-        if error.signal_name is None:
-            sys.exit(error.exit_code)  # the process has said why
-        msg = (
-            f"process {error.error_index} of {processes} was ended by {error.signal_name}, which is what a system "
-            f"does that runs out of memory; lower `distill.processes` or `distill.micro_batch`"
-        )
-        raise ModelError(msg) from error
+    """Trains in several processes on this machine, and exits as the first that fails, with what it says."""
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that the others are stopped is no news
+    with tempfile.TemporaryDirectory() as said:
+        args = (train, processes, _free_port(), Path(said))
+        try:
+            start_processes(_join, args=args, nprocs=processes, start_method="spawn")
+        except ProcessExitedException as error:
+            if error.signal_name is None:
+                words = Path(said, str(error.error_index))
+                if not words.is_file():
+                    msg = f"process {error.error_index} of {processes} ended with code {error.exit_code} as it started"
+                    raise ModelError(msg) from error
+                sys.stderr.write(words.read_text(encoding="utf-8"))
+                sys.exit(error.exit_code)
+            msg = (
+                f"process {error.error_index} of {processes} was ended by {error.signal_name}, which is what a system "
+                f"does that runs out of memory; lower `distill.processes` or `distill.micro_batch`"
+            )
+            raise ModelError(msg) from error
 
 
 def _free_port() -> int:
@@ -90,13 +97,15 @@ def _free_port() -> int:
         return port
 
 
-def _join(process: int, train: "partial[None]", processes: int, port: int) -> None:
-    """Trains as one of several processes on this machine."""
+def _join(process: int, train: "partial[None]", processes: int, port: int, said: Path) -> None:
+    """Trains as one of several processes on this machine; what it has to say is left in `said`."""
     here = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "MASTER_PORT": port}
     here["OMP_NUM_THREADS"] = max(1, (os.cpu_count() or 1) // processes)
     torch.set_num_threads(here["OMP_NUM_THREADS"])
     os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    run(train)
+    # Most errors meet every process: one of them is shown.
+    with (said / str(process)).open("w", encoding="utf-8") as voice:
+        run(train, voice=voice)
 
 
 def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path) -> None:

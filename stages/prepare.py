@@ -30,6 +30,9 @@ def main() -> None:
             validation_fraction=params.prepare.validation_fraction,
             test_fraction=params.prepare.test_fraction,
             calibration_size=params.prepare.calibration_size,
+            per_class=params.prepare.per_class,
+            copies=params.prepare.copies,
+            split_seed=params.prepare.split_seed,
             seed=params.seed,
         )
 

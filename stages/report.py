@@ -11,7 +11,6 @@ from deploy.files import write_bytes
 from deploy.preprocess import load_image
 from pipeline.base.params import ReportStage, read_params
 from pipeline.base.provenance import git_revision
-from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.steps.report import report
 from pipeline.steps.report.reference import write_reference_logits
 from stages.boundary import run
@@ -29,16 +28,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     stage = read_params(args.params, ReportStage)
-    params, spec = stage.report, ModelSpec(**stage.teacher.model_dump())
+    params = stage.report
     reference_load = partial(load_image, preprocess=load_bundle(args.onnx / params.reference).preprocess)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "report")
         written.mkdir()
         logits = Path(scratch, "reference_logits.npz")
-        # student_only has no teacher
-        merged = args.merged / "teacher.safetensors"
-        teacher = load_merged(args.merged, "teacher", spec)[0] if merged.is_file() else None
-        write_reference_logits(logits, onnx=args.onnx, teacher=teacher, data=args.data, load=reference_load)
+        write_reference_logits(logits, onnx=args.onnx, data=args.data, load=reference_load)
         report(
             written,
             measured=args.measured,

@@ -58,17 +58,28 @@ def write_images(folder: Path, *, classes: int = 3, each: int = 12, seed: int = 
     return folder
 
 
-def prepared(output: Path, source: Path) -> Index:
-    """Indexes `source` into the new folder `output`."""
+def prepared(
+    output: Path,
+    path: Path,
+    *,
+    source: str = "folder",
+    per_class: int | None = None,
+    copies: str = "refuse",
+    seed: int = 0,
+) -> Index:
+    """Indexes the images at `path` into the new folder `output`."""
     output.mkdir(parents=True)
     return prepare(
         output,
-        source="folder",
-        path=source,
+        source=source,
+        path=path,
         load=LOAD,
         broken=ImageError,
         validation_fraction=0.25,
         test_fraction=0.25,
         calibration_size=6,
-        seed=0,
+        per_class=per_class,
+        copies=copies,
+        split_seed=0,
+        seed=seed,
     )

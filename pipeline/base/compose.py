@@ -46,12 +46,23 @@ def compose_params(configs: Path, overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         # What Hydra adds names folders of this machine, or advises to append a key that would be refused.
         reason = " ".join(re.split("Config search path|To append to your config", str(error))[0].split())
+        if found := re.fullmatch(r"Could not override '(.+)'\.", reason):  # nothing more: Hydra has no hint either
+            reason = (
+                f"`{found[1]}` is no key of what they choose (methods, for one, differ in their keys); leave it "
+                f"out, or add --reset if it was recorded earlier"
+            )
         msg = f"{configs}/ cannot be composed with overrides {list(overrides)!r}: {reason}"
         raise ParamsError(msg) from error
     OmegaConf.update(composed, RECORD, list(overrides), force_add=True)
     content: dict[str, Any] = OmegaConf.to_container(composed)  # type: ignore[assignment]
     validate(content, Params, source=f"{configs}/")
     return composed
+
+
+def quoted(value: str) -> str:
+    """Quotes a value for Hydra's grammar: paths hold blanks, commas and quotes."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def to_yaml(composed: DictConfig) -> str:

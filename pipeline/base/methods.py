@@ -81,6 +81,19 @@ class SladParams(JointParams):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        neutral: dict[str, object] = {}
+        if self.share == "none":
+            neutral = {"layer_map": "even", "subset": "first", "student_scale": 1, "teacher_blocks": "all"}
+        elif self.share == "b_only":  # the scale is that of the truncated A
+            neutral = {"student_scale": 1}
+        for key, value in neutral.items():
+            if getattr(self, key) != value:
+                msg = f"`distill.{key}` {getattr(self, key)!r} has no effect with share={self.share}; set it to {value}"
+                raise ValueError(msg)
+        return self
+
 
 class StagedParams(TrainingParams):
     """Two stages: teacher, then student."""

@@ -90,7 +90,6 @@ class MeasureStage(TargetStage):
 class ReportStage(Section):
     """What `report` reads."""
 
-    teacher: ModelParams
     targets: dict[str, TargetParams]
     report: ReportParams
 

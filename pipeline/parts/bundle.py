@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.base.provenance import sha256_of
-from pipeline.parts.predict import onnx_function
+from pipeline.parts.predict_onnx import onnx_function
 
 SCHEMA = 1
 MODEL = "model.onnx"

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -15,10 +13,7 @@ from torchvision.transforms import v2
 
 from pipeline.base.errors import ParamsError
 from pipeline.base.seeding import derived
-from pipeline.parts.index import Item
-
-LoadImage = Callable[[Path], NDArray[np.float32]]
-"""Decodes and preprocesses one file into an array of shape (3, height, width)."""
+from pipeline.parts.index import Item, LoadImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,19 +196,9 @@ class ImageStream:
 
 
 def evaluation_batches(
-    images: Images, *, batch_size: int = 256, workers: int = 0, process: int = 0, processes: int = 1
+    images: Images, *, batch_size: int, workers: int = 0, process: int = 0, processes: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields every image once, in order; with several processes, this one's share."""
     mine = [(0, index) for index in range(process, len(images), processes)]
     chunks = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     yield from DataLoader(images, batch_sampler=chunks, num_workers=workers, generator=torch.Generator())
-
-
-def stacked(root: Path, items: Sequence[Item], *, load: LoadImage) -> NDArray[np.float32]:
-    """Loads `items` into one array of shape (len(items), 3, height, width)."""
-    return np.stack([load(root / item.path) for item in items])
-
-
-def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
-    """Returns the labels of `items`, of shape (len(items),)."""
-    return np.array([item.label for item in items], dtype=np.int64)

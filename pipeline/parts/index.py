@@ -1,17 +1,23 @@
-"""The index of a data set: every image's path, label and content hash, by split."""
+"""The index of a data set: every image's path, label and content hash, by split; and its images as arrays."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.base.errors import DataError
 
 SCHEMA = 1
 FILE = "index.json"
 SPLITS = ("train", "validation", "test")
+
+LoadImage = Callable[[Path], NDArray[np.float32]]
+"""Decodes and preprocesses one file into an array of shape (3, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def image_folder(path: Path | None) -> Path:
         DataError: it is not set or no folder.
     """
     if path is None or not path.is_dir():
-        msg = f"`prepare.path` {str(path)!r} is no folder; give the folder that holds one subfolder of images per class"
+        msg = f"`prepare.path` {str(path)!r} is no folder; give the folder that holds your images"
         raise DataError(msg)
     return path.resolve()
 
@@ -109,3 +115,13 @@ def read_index(folder: Path) -> tuple[Index, Path]:
 
 def _items(entries: Sequence[dict[str, Any]]) -> tuple[Item, ...]:
     return tuple(Item(**entry) for entry in entries)
+
+
+def stacked(root: Path, items: Sequence[Item], *, load: LoadImage) -> NDArray[np.float32]:
+    """Loads `items` into one array of shape (len(items), 3, height, width)."""
+    return np.stack([load(root / item.path) for item in items])
+
+
+def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
+    """Returns the labels of `items`, of shape (len(items),)."""
+    return np.array([item.label for item in items], dtype=np.int64)

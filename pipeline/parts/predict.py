@@ -1,10 +1,6 @@
-"""Logits of many images, from a torch network or an ONNX file."""
-
-from collections.abc import Callable
-from pathlib import Path
+"""Logits of many images from a torch network."""
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -21,26 +17,6 @@ def torch_logits(model: nn.Module, images: Images) -> Logits:
     model.eval()
     parts = [model(torch.from_numpy(part).to(device)).float().cpu().numpy() for part in _chunks(images)]
     return np.concatenate(parts)
-
-
-def onnx_logits(path: Path, images: Images) -> Logits:
-    """Returns logits of shape (images, classes) as ONNX Runtime's CPU provider computes them, one image at a time."""
-    run = onnx_function(path)
-    return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
-
-
-def onnx_function(path: Path) -> Callable[[Images], Logits]:
-    """Loads an ONNX file of one input and one output as a function."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: notes on graph optimisation are no news to a user
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def run(images: Images) -> Logits:
-        result: Logits = session.run(None, {name: images})[0]
-        return result
-
-    return run
 
 
 def _chunks(images: Images) -> list[Images]:

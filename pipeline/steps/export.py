@@ -16,10 +16,10 @@ from pipeline.base.errors import ModelError
 from pipeline.base.parity import Parity, compare
 from pipeline.base.provenance import git_revision
 from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
-from pipeline.parts.data import LoadImage, labels_of, stacked
-from pipeline.parts.index import read_index
+from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
 from pipeline.parts.models import ModelSpec, load_merged
-from pipeline.parts.predict import onnx_logits, torch_logits
+from pipeline.parts.predict import torch_logits
+from pipeline.parts.predict_onnx import onnx_logits
 
 
 def export(

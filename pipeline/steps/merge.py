@@ -1,5 +1,6 @@
 """Merge: folds the adapters of teacher and student into their weights and proves that nothing else changed."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pipeline.base.errors import ModelError
-from pipeline.base.parity import Parity, compare
+from pipeline.base.parity import Parity, accuracy_percent, compare
 from pipeline.parts.adapters.inject import adapters, merge
 from pipeline.parts.adapters.lora import LoraLinear
 from pipeline.parts.adapters.saved import restore
-from pipeline.parts.data import LoadImage, labels_of, stacked
-from pipeline.parts.index import read_index
-from pipeline.parts.models import ModelSpec, build_model, save_merged
+from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.models import ModelSpec, build_model, load_merged, save_merged
 from pipeline.parts.network import Network
 from pipeline.parts.predict import torch_logits
 
@@ -32,12 +32,13 @@ def merge_models(
 ) -> Parity:
     """Writes networks without LoRA as `teacher.safetensors` and `student.safetensors`, and the student's `parity.json`.
 
-    A method without a teacher leaves none. Bottlenecks, which cannot be merged, stay in their network.
+    `accuracy.json` has what each merged network reaches on the test split. A method without a teacher leaves none.
+    Bottlenecks, which cannot be merged, stay in their network.
 
     Args:
         output: existing folder to write to.
         distilled: what `distill` wrote.
-        data: folder of the index; the validation split is compared on.
+        data: folder of the index; the networks are compared on the validation split.
         teacher: architecture and weights that the teacher was trained from.
         student: architecture and weights that the student was trained from.
         tolerance: largest difference of a logit allowed between an adapted and a merged network, in fp32.
@@ -71,6 +72,14 @@ def merge_models(
         parity = compare(("torch", before), ("merged", after), labels=labels, tolerance=tolerance)
         save_merged(output, role, model, labels=index.labels)
     parity.write(output / "parity.json")
+    images = stacked(root, index.splits["test"], load=load)  # in place of the others: both may not fit into memory
+    labels = labels_of(index.splits["test"])
+    accuracies = {
+        role: {"test_accuracy_percent": round(accuracy_percent(torch_logits(model, images), labels), 3)}
+        for role, spec in specs.items()
+        for model, _ in [load_merged(output, role, spec)]
+    }
+    (output / "accuracy.json").write_text(json.dumps({"schema": 1, **accuracies}, indent=2) + "\n", encoding="utf-8")
     return parity
 
 

@@ -96,7 +96,7 @@ class Project:
 def parameters(images: Path) -> dict:
     """The committed parameters with small models, few images and few queries."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["prepare"] = {
+    content["prepare"] |= {
         "source": "folder",
         "path": str(images),
         "watch": str(images),

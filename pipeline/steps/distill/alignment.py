@@ -1,7 +1,6 @@
 """How alike teacher and student see the validation images, before and after training."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from pipeline.parts.cka import LAST, features, linear_cka
 from pipeline.parts.network import Network
 from pipeline.parts.slices import layer_map
 
-MOST_BATCHES = 4  # of 256 images: n^2 kernels of 1,024 images are quick, and the estimate is unbiased at any n
+MOST_IMAGES = 1024  # kernels of n^2 are quick at this, and the estimate is unbiased at any n
 
 
 class Alignment:
@@ -34,7 +33,11 @@ class Alignment:
 
     def _features(self, models: Mapping[str, Network], images: Iterable[Tensor]) -> dict[str, dict[str, Tensor]]:
         chosen = {"teacher": [pair[0] for pair in self._blocks], "student": [pair[1] for pair in self._blocks]}
-        batches = list(islice(images, MOST_BATCHES))
+        batches: list[Tensor] = []
+        for batch in images:
+            batches.append(batch[: MOST_IMAGES - sum(map(len, batches))])
+            if sum(map(len, batches)) == MOST_IMAGES:
+                break
         return {role: features(model, batches, blocks=chosen[role]) for role, model in models.items()}
 
     def rows(self, models: Mapping[str, Network], images: Iterable[Tensor]) -> list[dict[str, str | float]]:

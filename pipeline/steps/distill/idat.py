@@ -19,7 +19,7 @@ from pipeline.parts.adapters.bottleneck import Bottlenecked, add_bottlenecks
 from pipeline.parts.adapters.sharing import check_adaptable
 from pipeline.parts.network import Network
 from pipeline.parts.training import Phase, Schedule
-from pipeline.steps.distill.method import prefixed
+from pipeline.steps.distill.method import needed, prefixed
 from pipeline.steps.distill.objective import Joint, Weights
 
 
@@ -42,9 +42,7 @@ class Idat:
 
     def phases(self, teacher: Network | None, student: Network) -> list[Phase]:
         """Gives both models their bottlenecks; see `Method`."""
-        if teacher is None:
-            msg = f"{self.name} needs a teacher"
-            raise ModelError(msg)
+        teacher = needed(teacher, by=self.name)
         trained: dict[str, nn.Parameter] = {}
         sizes = {}
         for role, model in (("teacher", teacher), ("student", student)):

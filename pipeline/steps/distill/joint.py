@@ -13,11 +13,10 @@ optimiser and schedule, a detached teacher target, a linear head on what timm's 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.base.errors import ModelError
 from pipeline.parts.adapters.sharing import Sharing, joint_factors
 from pipeline.parts.network import Network
 from pipeline.parts.training import Phase, Schedule
-from pipeline.steps.distill.method import Lora, prefixed
+from pipeline.steps.distill.method import Lora, needed, prefixed
 from pipeline.steps.distill.objective import Joint, Weights
 
 
@@ -42,9 +41,7 @@ class JointLora:
 
     def phases(self, teacher: Network | None, student: Network) -> list[Phase]:
         """Gives both models their factors; see `Method`."""
-        if teacher is None:
-            msg = f"{self.name} needs a teacher"
-            raise ModelError(msg)
+        teacher = needed(teacher, by=self.name)
         lora = self.lora
         theirs, ours = joint_factors(
             teacher, student, targets=lora.targets, rank=lora.rank, sharing=self.sharing, depth=lora.depth

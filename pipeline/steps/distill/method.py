@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from torch import nn
 
+from pipeline.base.errors import ModelError
 from pipeline.parts.adapters.inject import Sources, adapters, inject, own_factors, upper
 from pipeline.parts.adapters.lora import LoraLinear
 from pipeline.parts.adapters.sharing import check_adaptable
@@ -115,3 +116,15 @@ def trained_by(training: str, model: Network, *, lora: Lora | None, role: str) -
 def prefixed(role: str, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Returns the parameters with the role before their names."""
     return {f"{role}.{name}": parameter for name, parameter in parameters.items()}
+
+
+def needed(teacher: Network | None, *, by: str) -> Network:
+    """Returns the teacher.
+
+    Raises:
+        ModelError: the method `by` was given none.
+    """
+    if teacher is None:
+        msg = f"{by} needs a teacher"
+        raise ModelError(msg)
+    return teacher

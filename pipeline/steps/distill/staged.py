@@ -15,10 +15,9 @@ kd_lora    full         lora        Azimi et al., "KD-LoRA" (ENLSP-IV 2024): L =
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.base.errors import ModelError
 from pipeline.parts.network import Network
 from pipeline.parts.training import Phase, Schedule
-from pipeline.steps.distill.method import Lora, prefixed, trained_by
+from pipeline.steps.distill.method import Lora, needed, prefixed, trained_by
 from pipeline.steps.distill.objective import Imitation, Supervised, Weights
 
 TRAININGS = {
@@ -55,9 +54,7 @@ class Staged:
 
     def phases(self, teacher: Network | None, student: Network) -> list[Phase]:
         """Prepares both models; see `Method`."""
-        if teacher is None:
-            msg = f"{self.name} needs a teacher"
-            raise ModelError(msg)
+        teacher = needed(teacher, by=self.name)
         theirs = trained_by(self.teacher_training, teacher, lora=self.lora, role="teacher")
         ours = trained_by(self.student_training, student, lora=self.lora, role="student")
         return [

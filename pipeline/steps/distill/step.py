@@ -1,7 +1,7 @@
 """Distill: trains with the chosen method and records how well teacher and student do on validation."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from pipeline.base.progress import notice
 from pipeline.base.seeding import derived, draw_from, seed_everything
 from pipeline.parts.adapters.inject import adapters, prove_gradients
 from pipeline.parts.checkpoints import Checkpoints, State
-from pipeline.parts.data import Augment, Images, ImageStream, LoadImage, Mixing, evaluation_batches
-from pipeline.parts.index import Index, Item, read_index
+from pipeline.parts.data import Augment, Images, ImageStream, Mixing, evaluation_batches
+from pipeline.parts.index import Index, Item, LoadImage, read_index
 from pipeline.parts.models import RANDOM, ModelSpec, build_model
 from pipeline.parts.network import Network
 from pipeline.parts.training import Phase, Run, make_accelerator
@@ -27,6 +27,7 @@ from pipeline.steps.distill.method import Method
 from pipeline.steps.distill.record import Record, write
 
 PACKAGE = Path(__file__).parents[2]  # the host library
+EVALUATED_AT_ONCE = 256  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Feed:
         mixing: changes to whole batches.
         black: value of a black pixel after preprocessing, per channel.
         batch_size: images per step over all processes.
-        micro_batch: images per forward pass of one process; None takes its whole share.
+        micro_batch: images per forward pass of one process; None takes its whole share, and 256 in validation.
         workers: processes that load images; 0 loads them in this one.
     """
 
@@ -164,6 +165,7 @@ class _Session:
         self.phases = method.phases(models.get("teacher"), models["student"])
         for model in models.values():
             model.to(accelerator.device)  # the factors are new
+        self._known: dict[str, float] = {}  # validation accuracy of each role, as of its last change
         self.curve: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
 
@@ -174,7 +176,8 @@ class _Session:
             run = self._begin(self.phases[number], run_state)
             run_state = None
             run.train(on_epoch=partial(self._end_epoch, run), checkpoints=store, around=partial(self._around, number))
-        accuracies = self._accuracies()
+            self._known.clear()  # an early stop went back to the best epoch
+        accuracies = self._accuracies(list(self.models))
         return Record(
             method=self.method.name,
             models=self.models,
@@ -252,7 +255,10 @@ class _Session:
         }
 
     def _end_epoch(self, run: Run, means: dict[str, float]) -> float:
-        accuracies = self._accuracies()
+        # A model that this phase leaves alone was right as often an epoch ago.
+        changed = {name.split(".", 1)[0] for name in run.phase.trained}
+        self._known |= self._accuracies([role for role in self.models if role in changed or role not in self._known])
+        accuracies = {role: self._known[role] for role in self.models}
         rate, memory = means.pop("images_per_second"), means.pop("memory_mb")
         number = len(self.curve) + 1
         scores = {f"{role}_accuracy_percent": value for role, value in accuracies.items()}
@@ -261,23 +267,28 @@ class _Session:
         self.costs.append({"epoch": number, "seconds": seconds, "images_per_second": rate, "memory_mb": memory})
         return accuracies[run.phase.judged]
 
+    def _evaluation(self, **share: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # Who lowers the micro-batch is short of memory.
+        size = min(EVALUATED_AT_ONCE, self.feed.micro_batch or EVALUATED_AT_ONCE)
+        return evaluation_batches(self.validation, batch_size=size, workers=self.feed.workers, **share)
+
     def _images(self) -> Iterable[Tensor]:
-        return (images for images, _ in evaluation_batches(self.validation, workers=self.feed.workers))
+        return (images for images, _ in self._evaluation())
 
     @torch.inference_mode()
-    def _accuracies(self) -> dict[str, float]:
+    def _accuracies(self, roles: Sequence[str]) -> dict[str, float]:
         """Validation accuracy in percent by role; each process counts its share of the images."""
         device = self.accelerator.device
-        right = torch.zeros(len(self.models) + 1, device=device, dtype=torch.long)
-        for model in self.models.values():
-            model.eval()
+        right = torch.zeros(len(roles) + 1, device=device, dtype=torch.long)
+        for role in roles:
+            self.models[role].eval()
         share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
-        for images, labels in evaluation_batches(self.validation, workers=self.feed.workers, **share):
+        for images, labels in self._evaluation(**share):
             right[-1] += len(labels)
-            for place, model in enumerate(self.models.values()):
-                right[place] += (model(images.to(device)).argmax(-1) == labels.to(device)).sum()
+            for place, role in enumerate(roles):
+                right[place] += (self.models[role](images.to(device)).argmax(-1) == labels.to(device)).sum()
         counts = self.accelerator.reduce(right).tolist()
-        return {role: 100 * count / counts[-1] for role, count in zip(self.models, counts, strict=False)}
+        return {role: 100 * count / counts[-1] for role, count in zip(roles, counts, strict=False)}
 
     @torch.inference_mode()
     def _logits(self, model: Network) -> Tensor:

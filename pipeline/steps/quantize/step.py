@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from pipeline.base.errors import DataError
 from pipeline.base.parity import Parity, compare
 from pipeline.parts.bundle import MODEL, BundleInfo, read_bundle, save_onnx, write_bundle
-from pipeline.parts.data import LoadImage, labels_of, stacked
-from pipeline.parts.index import read_index
-from pipeline.parts.predict import onnx_logits
+from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.predict_onnx import onnx_logits
 from pipeline.steps.quantize.lint import check_quantizers
 
 

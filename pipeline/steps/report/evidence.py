@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.parity import accuracy_percent
-from pipeline.steps.report.chain import Chain, Hop, Logits, assemble, read_host
+from pipeline.steps.report.chain import Chain, Hop, assemble, read_host
 from pipeline.steps.report.charts import Point
 from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
@@ -73,7 +72,7 @@ def gather(
         verdicts={t.name: judge(t, max_drop_points=max_drop_points, reference=reference) for t in records},
         chains={target.name: assemble(target, host=host) for target in records},
         samples={target.name: read_latencies(target.folder / "latency.csv") for target in records},
-        training=_training(distill, host.logits, student=reference),
+        training=_training(distill, merged),
         curves=read_curves(distill / "curves.csv"),
         data=read_optional(data / "report.json"),
         max_drop_points=max_drop_points,
@@ -83,17 +82,11 @@ def gather(
     )
 
 
-def _training(distill: Path, logits: Logits, *, student: str) -> Json | None:
-    """The training record, its cost, and what teacher and student, as ONNX `student`, reach on the test split."""
+def _training(distill: Path, merged: Path) -> Json | None:
+    """The training record, its cost, and what teacher and student reach on the test split once merged."""
     metrics = read_optional(distill / "metrics.json", schema=TRAINING_SCHEMA)
     if metrics is None:
         return None
-    metrics = {**metrics, **(read_optional(distill / "cost.json") or {})}
-    if "labels" not in logits:
-        return metrics
-    added = {
-        role: {**metrics.get(role, {}), "test_accuracy_percent": accuracy_percent(logits[name], logits["labels"])}
-        for role, name in (("teacher", "teacher"), ("student", student))
-        if name in logits
-    }
-    return {**metrics, **added}
+    metrics |= read_optional(distill / "cost.json") or {}
+    tested = read_optional(merged / "accuracy.json") or {}
+    return metrics | {role: metrics.get(role, {}) | tested[role] for role in ("teacher", "student") if role in tested}

@@ -38,7 +38,7 @@ def test_every_config_composes_to_valid_parameters(group, name):
         "experiment": f"experiment={name}",
         "foundation": f"foundation@foundations.grey32={name}",
     }
-    extra = ["prepare.path=/images"] if name == "folder" else []
+    extra = ["prepare.path=/images"] if name in {"folder", "split_folders"} else []
     composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *extra])
     assert composed.seed == 0
 
@@ -62,8 +62,9 @@ def test_overrides_are_applied_and_recorded():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("distill.rnak=4", "rnak"),
+        ("distill.rnak=4", "`distill.rnak` is no key of what they choose (methods, for one, differ in their keys)"),
         ("student=nobody", "nobody"),
+        ("target=cpu-openvino", "Did you mean to override one of target@targets"),
         ("distill.rank=0", "`distill.rank` is 0"),
         ("=", "cannot be composed"),
         ("data=folder", "`prepare.path` is not set"),

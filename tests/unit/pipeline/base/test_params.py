@@ -112,6 +112,28 @@ def test_a_private_rank_is_a_part_of_the_rank_of_hybrids_only(params, share, pri
     assert f"`distill.private_rank` {words}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("share", "key", "value", "words"),
+    [
+        ("none", "layer_map", "last", "`distill.layer_map` 'last' has no effect with share=none; set it to even"),
+        ("none", "subset", "random", "`distill.subset` 'random' has no effect with share=none; set it to first"),
+        ("none", "teacher_blocks", "mapped", "`distill.teacher_blocks` 'mapped' has no effect with share=none"),
+        ("none", "student_scale", "sqrt(D/d)", "`distill.student_scale` 'sqrt(D/d)' has no effect with share=none"),
+        ("b_only", "student_scale", "sqrt(D/d)", "`distill.student_scale` 'sqrt(D/d)' has no effect with share=b_only"),
+        ("b_only", "layer_map", "last", None),
+        ("a_only", "student_scale", "sqrt(D/d)", None),
+    ],
+)
+def test_what_has_no_effect_on_the_sharing_is_refused(params, share, key, value, words):
+    path = params(**{"distill.share": share, f"distill.{key}": value})
+    if words is None:
+        assert getattr(read_params(path, DistillStage).distill, key) == value
+        return
+    with pytest.raises(ParamsError) as caught:
+        read_params(path, DistillStage)
+    assert words in str(caught.value)
+
+
 # A key that the method has no use for, and which another one has.
 FOREIGN = {
     "slad": "teacher_schedule",

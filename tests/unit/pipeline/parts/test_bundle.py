@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from deploy.bundle import load_bundle, load_golden
 from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
-from pipeline.parts.predict import onnx_logits, torch_logits
+from pipeline.parts.predict import torch_logits
+from pipeline.parts.predict_onnx import onnx_logits
 from tests import tiny
 
 INFO = BundleInfo(

@@ -1,14 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pipeline.base.errors import DataError, ParamsError
-from pipeline.parts.data import Augment, Images, ImageStream, Mixing, evaluation_batches, labels_of, stacked
-from pipeline.parts.digits import write_digits
-from pipeline.parts.index import Index, Item, read_index, write_index
+from pipeline.base.errors import ParamsError
+from pipeline.parts.data import Augment, Images, ImageStream, Mixing, evaluation_batches
+from pipeline.parts.index import read_index
 from tests import tiny
 from tests.alone import alone
 
@@ -171,7 +167,7 @@ def test_evaluation_sees_every_image_once(index, processes):
 
 
 def test_a_process_without_an_image_to_evaluate_sees_none(index):
-    assert list(evaluation_batches(source_of(index, split="validation"), process=9, processes=10)) == []
+    assert list(evaluation_batches(source_of(index, split="validation"), batch_size=2, process=9, processes=10)) == []
 
 
 BLENDS = {
@@ -211,42 +207,3 @@ def test_mixup_blends_images_as_it_blends_labels():
 
 def test_no_mixing_is_none():
     assert Mixing().transform(3) is None
-
-
-def test_stacked_keeps_the_order(index):
-    found, root = index
-    items = found.splits["validation"]
-    assert stacked(root, items, load=tiny.LOAD).shape == (len(items), 3, tiny.SIZE, tiny.SIZE)
-    assert labels_of(items).tolist() == [item.label for item in items]
-
-
-def test_digits_are_the_real_ones(tmp_path):
-    write_digits(tmp_path / "digits")
-    files = sorted((tmp_path / "digits").rglob("*.png"))
-    assert len(files) == 1797
-    zero = np.asarray(Image.open(tmp_path / "digits" / "0" / "0000.png"))
-    assert zero[0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]  # ink 0 0 5 13 9 1 0 0 of 16
-
-
-def small_index():
-    items = {name: (Item(f"{name}.png", 0, "ab"),) for name in ("train", "validation", "test")}
-    return Index(("cat", "dog"), "images", items, items["train"])
-
-
-def test_an_index_comes_back_equal(tmp_path):
-    write_index(small_index(), tmp_path)
-    assert read_index(tmp_path) == (small_index(), tmp_path / "images")
-
-
-def test_an_edited_index_is_refused(tmp_path):
-    write_index(small_index(), tmp_path)
-    content = json.loads((tmp_path / "index.json").read_text())
-    content["splits"]["test"][0]["label"] = 1
-    (tmp_path / "index.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="changed after it was written.*dvc repro -f prepare"):
-        read_index(tmp_path)
-
-
-def test_an_absent_index_is_named(tmp_path):
-    with pytest.raises(DataError, match="run `dvc repro prepare`"):
-        read_index(tmp_path)

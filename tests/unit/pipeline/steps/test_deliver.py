@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from deploy.bundle import load_bundle, load_golden
 from pipeline.base.errors import DataError, ModelError, ParityError
+from pipeline.base.parity import accuracy_percent
 from pipeline.parts.adapters.inject import inject, own_factors
 from pipeline.parts.adapters.saved import trained_state
-from pipeline.parts.data import stacked
-from pipeline.parts.index import Index, read_index, write_index
+from pipeline.parts.index import Index, labels_of, read_index, stacked, write_index
 from pipeline.parts.models import ModelSpec, load_merged
-from pipeline.parts.predict import onnx_logits, torch_logits
+from pipeline.parts.predict import torch_logits
+from pipeline.parts.predict_onnx import onnx_logits
 from pipeline.steps.export import export, to_onnx
 from pipeline.steps.merge import merge_models
 from pipeline.steps.quantize.lint import check_quantizers
@@ -116,6 +117,17 @@ def test_merging_kept_the_answers(chain):
     assert record["samples"] == 9
 
 
+def test_accuracies_are_those_of_the_merged_networks(chain):
+    record = json.loads((chain / "merged/accuracy.json").read_text())
+    assert record.keys() == {"schema", "teacher", "student"}
+    index, root = read_index(chain / "data")
+    for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
+        model, _ = load_merged(chain / "merged", role, which)
+        images = stacked(root, index.splits["test"], load=tiny.LOAD)
+        expected = accuracy_percent(torch_logits(model, images), labels_of(index.splits["test"]))
+        assert record[role] == {"test_accuracy_percent": pytest.approx(expected, abs=1e-3)}
+
+
 def test_a_merge_beyond_its_tolerance_is_refused(chain, tmp_path):
     with pytest.raises(ParityError, match="merged differs from torch"):
         merge_to(chain, tmp_path / "merged", tolerance=1e-12)
@@ -133,7 +145,12 @@ def test_without_a_teacher_only_the_student_is_merged(chain, distilled, tmp_path
         np.savez(distilled / "validation_logits.npz", student=logits["student"])
     (distilled / "teacher.safetensors").unlink()
     merge_to(chain, tmp_path / "merged", distilled=distilled)
-    assert {file.name for file in (tmp_path / "merged").iterdir()} == {"student.safetensors", "parity.json"}
+    assert {file.name for file in (tmp_path / "merged").iterdir()} == {
+        "student.safetensors",
+        "parity.json",
+        "accuracy.json",
+    }
+    assert "teacher" not in json.loads((tmp_path / "merged/accuracy.json").read_text())
 
 
 def rescaled(distilled):

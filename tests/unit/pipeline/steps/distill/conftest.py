@@ -10,8 +10,16 @@ from tests.unit.pipeline.steps.distill.methods import write_weights
 
 
 @pytest.fixture(scope="session")
+def tested(tmp_path_factory) -> Path:
+    """An index with all of its images."""
+    root = tmp_path_factory.mktemp("tested")
+    tiny.prepared(root / "index", tiny.write_images(root / "images"))
+    return root / "index"
+
+
+@pytest.fixture(scope="session")
 def untested(tmp_path_factory) -> Path:
-    """An index whose test images are gone: whoever reads one of them fails."""
+    """The same, but its test images are gone: whoever reads one of them fails."""
     root = tmp_path_factory.mktemp("untested")
     tiny.prepared(root / "index", tiny.write_images(root / "images"))
     index = json.loads((root / "index/index.json").read_text())

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.base.errors import ModelError
 from pipeline.parts.adapters.sharing import ALTERNATIVES, Sharing
-from pipeline.parts.data import stacked
-from pipeline.parts.index import read_index
+from pipeline.parts.index import read_index, stacked
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.steps.distill.alone import StudentOnly
@@ -50,7 +49,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_a_cnn_is_trained_and_merged(tmp_path, untested, pretrained, case):
+def test_a_cnn_is_trained_and_merged(tmp_path, tested, untested, pretrained, case):
     pair = specs(pretrained, case) | {"student": cnn(pretrained)}
     train(tmp_path / "out", untested, TRAINED[case], pair)
     curve = curve_of(tmp_path / "out")
@@ -59,7 +58,7 @@ def test_a_cnn_is_trained_and_merged(tmp_path, untested, pretrained, case):
     rows = (tmp_path / "out/cka.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["layer", "last"]
     (tmp_path / "merged").mkdir()
-    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=untested, tolerance=1e-5, load=tiny.LOAD, **pair)
+    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair)
     model, _ = load_merged(tmp_path / "merged", "student", cnn(pretrained))
     index, root = read_index(untested)
     images = stacked(root, index.splits["validation"], load=tiny.LOAD)
@@ -67,11 +66,11 @@ def test_a_cnn_is_trained_and_merged(tmp_path, untested, pretrained, case):
 
 
 @pytest.mark.parametrize("case", ["student_only, probe", "student_only, full"])
-def test_probing_moves_no_statistic_of_a_batch_norm(tmp_path, untested, pretrained, case):
+def test_probing_moves_no_statistic_of_a_batch_norm(tmp_path, tested, untested, pretrained, case):
     pair = specs(pretrained, case) | {"student": cnn(pretrained)}
     train(tmp_path / "out", untested, TRAINED[case], pair)
     (tmp_path / "merged").mkdir()
-    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=untested, tolerance=1e-5, load=tiny.LOAD, **pair)
+    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair)
     changed, added = differences(weights(pretrained, "cnn"), tmp_path / "merged/student.safetensors")
     assert added == {"fc.weight", "fc.bias"}
     everything = set(load_file(weights(pretrained, "cnn")))

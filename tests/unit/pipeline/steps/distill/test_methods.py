@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.parts.data import stacked
-from pipeline.parts.index import read_index
+from pipeline.parts.index import read_index, stacked
 from pipeline.parts.models import build_model, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.steps.merge import merge_models
@@ -95,7 +94,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def trained(request, tmp_path_factory, untested, pretrained) -> Trained:
+def trained(request, tmp_path_factory, tested, untested, pretrained) -> Trained:
     name = request.param
     root = tmp_path_factory.mktemp(name)
     pair = specs(pretrained, name)
@@ -104,7 +103,7 @@ def trained(request, tmp_path_factory, untested, pretrained) -> Trained:
     accuracies = train(root / "distilled", untested, METHODS[name], pair)
     (root / "merged").mkdir()
     parity = merge_models(
-        root / "merged", distilled=root / "distilled", data=untested, tolerance=1e-5, load=tiny.LOAD, **pair
+        root / "merged", distilled=root / "distilled", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair
     )
     assert parity.passed
     return Trained(name, root / "distilled", root / "merged", accuracies)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from pipeline.parts.data import labels_of
-from pipeline.parts.index import read_index
+from pipeline.parts.index import labels_of, read_index
 from tests import tiny
 from tests.unit.pipeline.steps.distill.runs import train
 

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.base.errors import ModelError, ParamsError, WeightsError
 from pipeline.parts.data import Mixing
+from pipeline.steps.distill import step
 from pipeline.steps.distill.idat import Idat
 from pipeline.steps.distill.joint import JointLora
 from pipeline.steps.distill.method import Lora, trained_by
@@ -78,6 +79,32 @@ def test_micro_batches_leave_the_result_as_it_is(tmp_path, untested, pretrained,
     whole, parts = logits_of(tmp_path / "whole"), logits_of(tmp_path / "parts")
     for role, logits in whole.items():
         torch.testing.assert_close(torch.tensor(parts[role]), torch.tensor(logits), atol=1e-3, rtol=1e-3)
+
+
+def test_the_student_stage_knows_the_teacher_that_patience_chose(tmp_path, untested, pretrained):
+    long = replace(SCHEDULE, epochs=8, learning_rate=0.05, patience=1)
+    method = staged("finetune_kd", teacher_schedule=long, schedule=SHORT)
+    accuracies = train(tmp_path / "out", untested, method, specs(pretrained, "finetune_kd"))
+    curve = curve_of(tmp_path / "out")
+    teacher = [float(row["teacher_accuracy_percent"]) for row in curve if row["phase"] == "teacher"]
+    assert teacher[-1] < max(teacher)  # else this test would show nothing
+    later = {float(row["teacher_accuracy_percent"]) for row in curve if row["phase"] == "student"}
+    assert later == {max(teacher)}
+    assert accuracies["teacher"] == pytest.approx(max(teacher))
+
+
+def test_validation_holds_no_more_images_at_once_than_training(tmp_path, untested, pretrained, monkeypatch):
+    sizes = []
+    original = step.evaluation_batches
+
+    def spied(*args, **options):
+        for images, labels in original(*args, **options):
+            sizes.append(len(images))
+            yield images, labels
+
+    monkeypatch.setattr(step, "evaluation_batches", spied)
+    train(tmp_path / "out", untested, QUICK, specs(pretrained, "slad"), micro_batch=2)
+    assert max(sizes) == 2
 
 
 def with_workers(output, data, folder):
@@ -155,7 +182,7 @@ def tiny_names():
     return dict(tiny.model(tiny.STUDENT).named_parameters())
 
 
-def test_norms_that_are_trained_are_recorded_and_merged(tmp_path, untested, pretrained):
+def test_norms_that_are_trained_are_recorded_and_merged(tmp_path, tested, untested, pretrained):
     method = replace(QUICK, lora=Lora(targets=("q", "v"), rank=2, alpha=4.0, norms=True))
     train(tmp_path / "out", untested, method, specs(pretrained, "slad"))
     plain = replace(QUICK, lora=Lora(targets=("q", "v"), rank=2, alpha=4.0))
@@ -165,7 +192,7 @@ def test_norms_that_are_trained_are_recorded_and_merged(tmp_path, untested, pret
     assert counts[0]["trained_parameters"] - counts[1]["trained_parameters"] == norms
     (tmp_path / "merged").mkdir()
     pair = specs(pretrained, "slad")
-    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=untested, tolerance=1e-5, load=tiny.LOAD, **pair)
+    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair)
     changed, _ = differences(weights(pretrained, "small"), tmp_path / "merged/student.safetensors")
     assert changed == {
         name for name, p in tiny.model(tiny.STUDENT).named_parameters() if p.ndim <= 1 and not name.startswith("head.")

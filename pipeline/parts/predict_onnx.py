@@ -1,0 +1,31 @@
+"""Logits of many images from an ONNX file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Images = NDArray[np.float32]
+Logits = NDArray[np.float32]
+
+
+def onnx_logits(path: Path, images: Images) -> Logits:
+    """Returns logits of shape (images, classes) as ONNX Runtime's CPU provider computes them, one image at a time."""
+    run = onnx_function(path)
+    return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+
+
+def onnx_function(path: Path) -> Callable[[Images], Logits]:
+    """Loads an ONNX file of one input and one output as a function."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: notes on graph optimisation are no news to a user
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: Images) -> Logits:
+        result: Logits = session.run(None, {name: images})[0]
+        return result
+
+    return run
