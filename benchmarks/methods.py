@@ -183,6 +183,8 @@ def best(method: str, data: str) -> list[str]:
     scores = {
         key: record["student"]["validation_accuracy_percent"] for key, record in found.items() if "student" in record
     }
+    if not scores:
+        sys.exit(f"every trial of {searched} failed; {OUTPUT} says why")
     return list(max(scores, key=lambda key: scores[key]))
 
 
