@@ -2,9 +2,10 @@
 
 Each member is a DVC experiment of the pipeline up to `merge`, with the overrides that its line in the table names. The
 search gives each method six trials with the learning rates, ranks, places and layer maps that it has, one seed, judged
-on the student's validation accuracy (for idat the large student's). TrashNet is searched at half its length, and what
-is found with 20 of each digit serves for fewer and for more. The splits are the same for all seeds; a seed draws the
-few training images, the adapters, the heads and the order. The table gives mean and standard deviation over 3 seeds.
+on the student's validation accuracy (for idat the large student's), with 20 of each digit. What is found serves for
+fewer digits and for more; on TrashNet each method is searched again, at three learning rates with the rest as found.
+The splits are the same for all seeds; a seed draws the few training images, the adapters, the heads and the order. The
+table gives mean and standard deviation over 3 seeds.
 
 The test split is read by `merge` alone. But that adapters sit on all linear layers by default was chosen in an earlier
 trial on these digits, one seed, which looked at it.
@@ -13,8 +14,8 @@ Results are kept in a file of JSON lines: a study that was stopped goes on where
 goes on with the next.
 
 Command: `python -m benchmarks.methods search digits20`, the same with `run digits5 digits20 digits`, then
-`python -m benchmarks.methods table`; with `trashnet --trashnet PATH` for photographs. On one core the digits take about
-four hours, TrashNet as long.
+`python -m benchmarks.methods table`; then search and run `trashnet --trashnet PATH` for photographs. On one core the
+digits take about four hours, TrashNet three.
 """
 
 import argparse
@@ -35,7 +36,7 @@ OUTPUT = Path("reports/methods.jsonl")
 SCRIPTS = Path(sys.executable).parent  # DVC and the stages it starts come from this environment
 SEEDS = (0, 1, 2)
 ROLES = ("teacher", "student")
-IDENTITY = ("kind", "data", "method", "settings", "seed")
+IDENTITY = ("data", "method", "settings", "seed")
 RATE, TEACHER_RATE = "distill.schedule.learning_rate", "distill.teacher_schedule.learning_rate"
 PAPER_PLACES = ["distill.targets=[q,k,v]", "distill.norms=false"]
 
@@ -44,10 +45,9 @@ DATA = {
     "digits5": (["data=digits", "prepare.per_class=5"], 60),
     "digits20": (["data=digits", "prepare.per_class=20"], 40),
     "digits": (["data=digits"], 15),
-    "trashnet": (["data=split_folders", "prepare.copies=drop"], 8),
+    "trashnet": (["data=split_folders", "prepare.copies=drop"], 5),
 }
 SEARCHED = {"digits5": "digits20", "digits20": "digits20", "digits": "digits20", "trashnet": "trashnet"}
-SEARCH_EPOCHS = {"trashnet": 4}  # where the full length is too long to be searched
 # The large and the small model of each foundation pair; idat's student is the large one.
 GREY, COLOUR = ("vit_192x6", "vit_96x3"), ("vit_192x12", "vit_128x6")
 
@@ -73,9 +73,19 @@ CONTROLS = ("slad, random subset", "slad, longer")
 LONGER = 1.6  # times the epochs: about the cost of finetune_kd
 
 
-def trials(name: str) -> Iterator[list[str]]:
-    """Yields the overrides of each trial, six for every method: its rates, and what else it leaves to choose."""
-    low, middle, high = [0.0003, 0.001, 0.003] if _trains_all(name) else [0.001, 0.003, 0.01]
+def trials(name: str, data: str = "digits20") -> Iterator[list[str]]:
+    """Yields the overrides of each trial, for every method as many: its rates, and what else it leaves to choose.
+
+    Another data set than "digits20" keeps what was best there, but for the rate.
+    """
+    low, middle, high = _rates(name)
+    if data != "digits20":
+        found = best(name, "digits20")
+        for rate in (low, middle, high):
+            chosen = [f"{RATE}={rate}", *_same_rate(name, rate)]
+            keys = [setting.split("=")[0] for setting in chosen]
+            yield [*chosen, *(setting for setting in found if setting.split("=")[0] not in keys)]
+        return
     if name in {"finetune_kd", "kd_lora", "probe_kd"}:
         theirs = [0.003, 0.01] if name == "probe_kd" else [0.0003, 0.001]
         grid = [[f"{RATE}={rate}", f"{TEACHER_RATE}={their}"] for rate in (low, middle, high) for their in theirs]
@@ -94,8 +104,9 @@ def trials(name: str) -> Iterator[list[str]]:
     yield from grid
 
 
-def _trains_all(name: str) -> bool:
-    return name in {"finetune_kd", "probe_kd", "student_only, full"}
+def _rates(name: str) -> list[float]:
+    trains_all = name in {"finetune_kd", "probe_kd", "student_only, full"}
+    return [0.0003, 0.001, 0.003] if trains_all else [0.001, 0.003, 0.01]
 
 
 def _of_rank(rank: int) -> list[str]:
@@ -111,7 +122,6 @@ class Member:
     """One experiment of the study.
 
     Attributes:
-        kind: "search" or "run".
         data: of `DATA`.
         method: of `METHODS`.
         overrides: on top of those.
@@ -119,7 +129,6 @@ class Member:
         path: folder of the images, where they are not built in.
     """
 
-    kind: str
     data: str
     method: str
     overrides: list[str]
@@ -140,7 +149,7 @@ class Member:
         """Of the DVC experiment: what it is, and a hash to tell it from others."""
         whole = json.dumps(self.identity)
         plain = self.method.replace(", ", "-").replace(" ", "-")
-        return f"{self.kind}-{self.data}-{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        return f"{self.data}-{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
     @property
     def settings(self) -> list[str]:
@@ -150,8 +159,6 @@ class Member:
             teacher, student = student, teacher
         pair = [f"teacher={teacher}", f"student={student}"]
         data, epochs = DATA[self.data]
-        if self.kind == "search":
-            epochs = SEARCH_EPOCHS.get(self.data, epochs)
         length = [f"distill.schedule.epochs={round(epochs * LONGER) if self.method == 'slad, longer' else epochs}"]
         seeds = [f"seed={self.seed}", "prepare.split_seed=0"]
         return [*data, *pair, *METHODS[self.method], *length, *self.overrides, *seeds]
@@ -161,9 +168,9 @@ def members(kind: str, data: str, methods: Sequence[str], *, path: Path | None) 
     """Yields what there is to do, done or not."""
     for seed in SEEDS if kind == "run" else SEEDS[:1]:
         for method in methods:
-            searched = [] if method in CONTROLS else list(trials(method))
+            searched = [] if method in CONTROLS or kind == "run" else list(trials(method, data))
             for overrides in [best(method, data)] if kind == "run" else searched:
-                yield Member(kind=kind, data=data, method=method, overrides=overrides, seed=seed, path=path)
+                yield Member(data=data, method=method, overrides=overrides, seed=seed, path=path)
 
 
 def records() -> list[dict[str, Any]]:
@@ -242,25 +249,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table() -> str:
-    """Returns the table as markdown: what was run with the settings that the search found."""
+def table(names: Sequence[str]) -> str:
+    """Returns the tables of these data sets as markdown: what was run with the settings that the search found."""
     lines = []
-    found = [record for record in records() if record["kind"] == "run" and "student" in record]
-    for data in [name for name in DATA if any(record["data"] == name for record in found)]:
+    found = [record for record in records() if "student" in record]
+    for data in names:
         lines += [f"### {data}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         for method in METHODS:
-            if any(record["method"] == method and record["data"] == data for record in found):
-                wanted = list(members("run", data, [method], path=None))
-                rows = [record for record in found if any(member.made(record) for member in wanted)]
-                lines += [_row(method, rows)] if rows else []
+            wanted = list(members("run", data, [method], path=None))
+            rows = [record for record in found if any(member.made(record) for member in wanted)]
+            lines += [_row(method, rows)] if rows else []
         lines.append("")
     return "\n".join(lines)
 
 
 def _row(method: str, rows: list[dict[str, Any]]) -> str:
     drops = [row["cka"]["drop_percent"] for row in rows if row["cka"] and "drop_percent" in row["cka"]]
+    few = f" ({len(rows)} of {len(SEEDS)} seeds)" if len(rows) < len(SEEDS) else ""
     cells = [
-        f"{method} (large student)" if method == "idat" else method,
+        method + (" (large student)" if method == "idat" else "") + few,
         _spread([row["student"]["test_accuracy_percent"] for row in rows]),
         _spread([row["teacher"]["test_accuracy_percent"] for row in rows if row["teacher"]]),
         _spread(drops),
@@ -288,7 +295,7 @@ def main() -> None:
     parser.add_argument("--trashnet", type=Path, help="its folder with train, val and test")
     args = parser.parse_args()
     if args.what == "table":
-        print(table())
+        print(table(args.data or list(DATA)))
         return
     if not args.data:
         parser.error(f"give data to {args.what}: {', '.join(DATA)}")

@@ -10,9 +10,9 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 IMAGES = Path("/images")
 
 
-def member(method, overrides, *, kind="search", data="digits20", seed=0):
+def member(method, overrides, *, data="digits20", seed=0):
     path = IMAGES if data == "trashnet" else None
-    return methods.Member(kind=kind, data=data, method=method, overrides=overrides, seed=seed, path=path)
+    return methods.Member(data=data, method=method, overrides=overrides, seed=seed, path=path)
 
 
 TRIALS = [(name, trial) for name in methods.METHODS if name not in methods.CONTROLS for trial in methods.trials(name)]
@@ -31,7 +31,7 @@ def test_every_trial_composes(method, trial):
 @pytest.mark.parametrize("data", methods.DATA)
 def test_every_method_composes_on_every_data_set(data, method):
     path = ["prepare.path=/images"] if data == "trashnet" else []
-    composed = compose_params(CONFIGS, [*member(method, [], kind="run", data=data, seed=2).settings, *path])
+    composed = compose_params(CONFIGS, [*member(method, [], data=data, seed=2).settings, *path])
     assert (composed.seed, composed.prepare.split_seed) == (2, 0)
     large, small = (composed.student, composed.teacher) if method == "idat" else (composed.teacher, composed.student)
     assert large.overrides.embed_dim > small.overrides.embed_dim
@@ -44,10 +44,10 @@ def test_every_method_has_as_many_trials():
     assert set(counts.values()) == {6}
 
 
-def record(method, overrides, validation, *, kind="search", data="digits20", seed=0, test=90.0):
+def record(method, overrides, validation, *, data="digits20", seed=0, test=90.0):
     accuracies = {"validation_accuracy_percent": validation, "test_accuracy_percent": test}
     return {
-        **member(method, overrides, kind=kind, data=data, seed=seed).identity,
+        **member(method, overrides, data=data, seed=seed).identity,
         "overrides": overrides,
         "student": accuracies,
         "teacher": None if method.startswith("student_only") else accuracies,
@@ -58,10 +58,10 @@ def record(method, overrides, validation, *, kind="search", data="digits20", see
     }
 
 
-def searched(method, *, best, data="digits20"):
+def searched(method, *, best, test=50.0):
     """Records of all trials, of which the one at `best` did best on validation and worst on test."""
     return [
-        record(method, trial, 95.0 if place == best else 90.0, test=50.0 if place == best else 99.0, data=data)
+        record(method, trial, 95.0 if place == best else 90.0, test=test if place == best else 99.0)
         for place, trial in enumerate(methods.trials(method))
     ]
 
@@ -78,12 +78,32 @@ def output(tmp_path, monkeypatch):
 
 
 def test_the_best_on_validation_is_chosen(output):
-    output(*searched("slad", best=3), *searched("slad", best=1, data="trashnet"), *searched("lora_kd", best=2))
+    output(*searched("slad", best=3), *searched("lora_kd", best=2))
     trials = list(methods.trials("slad"))
     for data in ("digits5", "digits20", "digits"):
         assert methods.best("slad", data) == trials[3]
     assert methods.best("slad, longer", "digits20") == trials[3]
-    assert methods.best("slad", "trashnet") == trials[1]
+
+
+@pytest.mark.parametrize("method", ["slad", "lora_kd", "finetune_kd", "student_only, lora"])
+def test_other_data_are_searched_for_the_rate_alone(output, method):
+    found = list(methods.trials(method))[3]
+    digits = searched(method, best=3)
+    output(*digits)
+    trials = list(methods.trials(method, "trashnet"))
+    assert sorted({setting for trial in trials for setting in trial if setting.startswith(methods.RATE)}) == [
+        f"{methods.RATE}={rate}" for rate in methods._rates(method)
+    ]
+    changed = {methods.RATE, methods.TEACHER_RATE} if method == "lora_kd" else {methods.RATE}
+    rest = {setting for setting in found if setting.split("=")[0] not in changed}
+    for trial in trials:
+        assert rest < set(trial)
+        assert len(trial) == len(found)
+        if method == "lora_kd":
+            assert len({setting.split("=")[1] for setting in trial if setting.split("=")[0] in changed}) == 1
+    done = [record(method, trial, 60.0 + place, data="trashnet") for place, trial in enumerate(trials)]
+    output(*digits, *done)
+    assert methods.best(method, "trashnet") == trials[2]
 
 
 def test_a_search_must_be_finished(output):
@@ -101,22 +121,20 @@ def test_a_trial_that_failed_is_not_chosen(output):
 
 def test_the_table_gives_mean_and_deviation_over_seeds(output):
     best = list(methods.trials("slad"))[3]
-    runs = [record("slad", best, 90.0, kind="run", seed=seed, test=90.0 + seed) for seed in range(3)]
-    full = next(methods.trials("student_only, full"))
-    other = record("slad", ["distill.rank=2"], 90.0, kind="run", test=10.0)  # of an earlier search
+    runs = [record("slad", best, 90.0, seed=seed, test=90.0 + seed) for seed in (1, 2)]
+    other = record("slad", ["distill.rank=2"], 90.0, test=10.0)  # of an earlier search
     output(
-        *searched("slad", best=3),
-        *searched("student_only, full", best=0),
+        *(entry for name in set(methods.METHODS) - {"slad", *methods.CONTROLS} for entry in searched(name, best=0)),
+        *searched("slad", best=3, test=90.0),  # the best trial is the run of the first seed
         *runs,
         other,
-        record("student_only, full", full, 90.0, kind="run"),
     )
-    text = methods.table()
+    text = methods.table(["digits20"])
     assert (
         "| slad | 91.0 ± 1.0 | 91.0 ± 1.0 | 2.2 ± 0.0 | 1,234 | 10 | 500 | schedule.learning_rate=0.003, rank=32"
         in text
     )
-    assert "| student_only, full | 90.0 |  |  | 1,234 | 10 | 500 | schedule.learning_rate=0.0003" in text
+    assert "| student_only, full (1 of 3 seeds) | 50.0 |  |  | 1,234 | 10 | 500 | schedule.learning_rate=0.0003" in text
 
 
 def test_what_was_run_is_not_run_again_and_a_failure_ends_nothing(output, monkeypatch):
@@ -138,7 +156,7 @@ def test_what_was_run_is_not_run_again_and_a_failure_ends_nothing(output, monkey
 
 
 def test_a_folder_is_quoted(output, monkeypatch):
-    output()
+    output(*searched("probe_kd", best=0))
     commands = []
 
     def run(command, **_options):
