@@ -128,6 +128,7 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
             batch_size=settings.batch_size,
             micro_batch=settings.micro_batch,
             workers=settings.workers,
+            validate_every=settings.validate_every,
         ),
         precision=settings.precision,
         seed=params.seed,

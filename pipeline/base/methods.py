@@ -18,6 +18,7 @@ class TrainingParams(Section):
     processes: Count
     workers: Annotated[int, Field(ge=0)]
     precision: Precision
+    validate_every: Count
     checkpoint_seconds: Weight
 
     @model_validator(mode="after")

@@ -159,7 +159,7 @@ class Run:
     def train(
         self,
         *,
-        on_epoch: Callable[[dict[str, float]], float] | None = None,
+        on_epoch: Callable[[dict[str, float]], float | None] | None = None,
         checkpoints: Checkpoints | None = None,
         around: Callable[[State], State] = lambda state: state,
     ) -> None:
@@ -167,7 +167,7 @@ class Run:
 
         Args:
             on_epoch: called after each epoch with the mean losses, `learning_rate`, `images_per_second` and
-                `memory_mb`, the peak; returns the accuracy that early stopping goes by.
+                `memory_mb`, the peak; returns the accuracy that early stopping goes by, or None when it was not measured.
             checkpoints: where the state is saved; None saves nothing.
             around: adds to the state what lies outside of this run.
 
@@ -259,7 +259,7 @@ class Run:
         parts += [f"{self.phase.judged} {self._accuracy:.1f} %"] if self._accuracy is not None else []
         return " ".join([*parts, f"{rate:.0f} images/s"])
 
-    def _end_epoch(self, epoch: int, rate: float, on_epoch: Callable[[dict[str, float]], float] | None) -> None:
+    def _end_epoch(self, epoch: int, rate: float, on_epoch: Callable[[dict[str, float]], float | None] | None) -> None:
         means = {name: total / self.stream.steps for name, total in self._totals.items()}
         self._totals = {}
         self._agree()
@@ -271,8 +271,10 @@ class Run:
             "memory_mb": memory_peak_mb(),
         }
         with contextlib.nullcontext() if self._ema is None else self._ema.applied():
-            self._accuracy = accuracy = on_epoch(means)
-            if self.phase.schedule.patience is not None and accuracy > self._best["accuracy"]:
+            accuracy = on_epoch(means)
+            self._accuracy = self._accuracy if accuracy is None else accuracy
+            patient = self.phase.schedule.patience is not None
+            if patient and accuracy is not None and accuracy > self._best["accuracy"]:
                 kept = [tensor.detach().cpu().clone() for tensor in self._kept()]
                 self._best = {"accuracy": accuracy, "epoch": epoch, "tensors": kept}
         self.phase.objective.train()

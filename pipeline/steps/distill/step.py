@@ -42,6 +42,7 @@ class Feed:
         batch_size: images per step over all processes.
         micro_batch: images per forward pass of one process; None takes its whole share, and 256 in validation.
         workers: processes that load images; 0 loads them in this one.
+        validate_every: epochs from one validation to the next; a stage's last epoch is always validated.
     """
 
     load: LoadImage
@@ -51,6 +52,7 @@ class Feed:
     batch_size: int
     micro_batch: int | None = None
     workers: int = 0
+    validate_every: int = 1
 
 
 def distill(
@@ -254,18 +256,22 @@ class _Session:
             "costs": self.costs,
         }
 
-    def _end_epoch(self, run: Run, means: dict[str, float]) -> float:
-        # A model that this phase leaves alone was right as often an epoch ago.
-        changed = {name.split(".", 1)[0] for name in run.phase.trained}
-        self._known |= self._accuracies([role for role in self.models if role in changed or role not in self._known])
-        accuracies = {role: self._known[role] for role in self.models}
+    def _end_epoch(self, run: Run, means: dict[str, float]) -> float | None:
+        """Notes an epoch; returns the accuracy of the model that is judged, where it is this epoch's turn."""
+        accuracies: dict[str, float] = {}
+        if run.step == run.total or run.step // run.stream.steps % self.feed.validate_every == 0:
+            # A model that this phase leaves alone was right as often an epoch ago.
+            changed = {name.split(".", 1)[0] for name in run.phase.trained}
+            roles = [role for role in self.models if role in changed or role not in self._known]
+            self._known |= self._accuracies(roles)
+            accuracies = {role: self._known[role] for role in self.models}
         rate, memory = means.pop("images_per_second"), means.pop("memory_mb")
         number = len(self.curve) + 1
         scores = {f"{role}_accuracy_percent": value for role, value in accuracies.items()}
         self.curve.append({"epoch": number, "phase": run.phase.name, **means, **scores})
         seconds = run.stream.steps * run.stream.images / rate
         self.costs.append({"epoch": number, "seconds": seconds, "images_per_second": rate, "memory_mb": memory})
-        return accuracies[run.phase.judged]
+        return accuracies.get(run.phase.judged)
 
     def _evaluation(self, **share: int) -> Iterator[tuple[Tensor, Tensor]]:
         # Who lowers the micro-batch is short of memory.

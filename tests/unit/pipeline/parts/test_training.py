@@ -223,6 +223,13 @@ def test_the_best_epoch_comes_back_with_the_statistics_it_was_judged_with(ema):
     assert same(values(model), kept[1])
 
 
+def test_an_epoch_without_validation_is_neither_better_nor_worse():
+    model = mlp()
+    accuracies, kept = iter([50.0, None, 90.0, None, None]), []
+    make(model, epochs=5, patience=3).train(on_epoch=lambda _: kept.append(values(model)) or next(accuracies))
+    assert same(values(model), kept[2])
+
+
 def test_without_patience_the_last_step_is_kept():
     model = mlp()
     accuracies, kept = iter([50.0, 90.0, 60.0]), []

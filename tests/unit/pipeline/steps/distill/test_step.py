@@ -93,6 +93,23 @@ def test_the_student_stage_knows_the_teacher_that_patience_chose(tmp_path, untes
     assert accuracies["teacher"] == pytest.approx(max(teacher))
 
 
+def test_rarer_validation_changes_nothing_but_the_curve(tmp_path, untested, pretrained):
+    long = replace(SCHEDULE, epochs=5)
+    method = staged("finetune_kd", teacher_schedule=SHORT, schedule=long)
+    for every in (1, 3):
+        train(tmp_path / str(every), untested, method, specs(pretrained, "finetune_kd"), validate_every=every)
+    for file in ("teacher.safetensors", "student.safetensors", "metrics.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
+    always, rarely = curve_of(tmp_path / "1"), curve_of(tmp_path / "3")
+    validated = [place for place, row in enumerate(rarely) if row["student_accuracy_percent"]]
+    assert validated == [SHORT.epochs - 1, SHORT.epochs + 2, SHORT.epochs + 4]  # each stage's last, and its third
+    for place, (row, other) in enumerate(zip(always, rarely, strict=True)):
+        blank = (
+            {} if place in validated else dict.fromkeys(("teacher_accuracy_percent", "student_accuracy_percent"), "")
+        )
+        assert other == row | blank
+
+
 def test_validation_holds_no_more_images_at_once_than_training(tmp_path, untested, pretrained, monkeypatch):
     sizes = []
     original = step.evaluation_batches
