@@ -167,7 +167,8 @@ class Run:
 
         Args:
             on_epoch: called after each epoch with the mean losses, `learning_rate`, `images_per_second` and
-                `memory_mb`, the peak; returns the accuracy that early stopping goes by, or None when it was not measured.
+                `memory_mb`, the peak; returns the accuracy that early stopping goes by, or None
+                where it was not measured.
             checkpoints: where the state is saved; None saves nothing.
             around: adds to the state what lies outside of this run.
 
