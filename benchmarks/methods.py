@@ -101,8 +101,10 @@ def trials(name: str, data: str = "digits20") -> Iterator[list[str]]:
         grid = [[f"{RATE}={rate}", which] for rate in (low, middle, high) for which in maps]
     else:
         rates = [[f"{RATE}={rate}", *_same_rate(name, rate)] for rate in (low, middle, high)]
-        other = ["distill.layer_map=last"] if name.startswith("slad") else _of_rank(8)  # what is not shared has no map
-        grid = [*rates, [*rates[1], *_of_rank(32)], [*rates[1], *other], [*rates[1], *PAPER_PLACES]]
+        # What is not shared has no map.
+        other = [*_of_rank(16), "distill.layer_map=last"] if name.startswith("slad") else _of_rank(8)
+        more = [_of_rank(32), other, [*_of_rank(16), *PAPER_PLACES]]
+        grid = [*([*rate, *_of_rank(16)] for rate in rates), *([*rates[1], *extra] for extra in more)]
     yield from grid
 
 
@@ -249,8 +251,8 @@ def study(kind: str, data: str, methods: Sequence[str], *, path: Path | None) ->
 
 
 COLUMNS = (
-    "method", "student, test %", "teacher, test %", "CKA drop %", "trained parameters", "seconds", "peak MB",
-    "found by search",
+    "method", "student, test %", "against slad", "teacher, test %", "CKA drop %", "trained parameters", "seconds",
+    "peak MB", "found by search",
 )  # fmt: skip
 
 
@@ -260,20 +262,27 @@ def table(names: Sequence[str]) -> str:
     found = [record for record in records() if "student" in record]
     for data in names:
         lines += [f"### {data}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        rows = {}
         for method in METHODS:
             wanted = list(members("run", data, [method], path=None))
-            rows = [record for record in found if any(member.made(record) for member in wanted)]
-            lines += [_row(method, rows)] if rows else []
+            rows[method] = [record for record in found if any(member.made(record) for member in wanted)]
+        lines += [_row(method, done, rows["slad"]) for method, done in rows.items() if done]
         lines.append("")
     return "\n".join(lines)
 
 
-def _row(method: str, rows: list[dict[str, Any]]) -> str:
+def _row(method: str, rows: list[dict[str, Any]], slad: list[dict[str, Any]]) -> str:
+    accuracies = {row["seed"]: row["student"]["test_accuracy_percent"] for row in rows}
+    # Seed by seed: the same images are trained and tested on.
+    gains = [
+        accuracies[row["seed"]] - row["student"]["test_accuracy_percent"] for row in slad if row["seed"] in accuracies
+    ]
     drops = [row["cka"]["drop_percent"] for row in rows if row["cka"] and "drop_percent" in row["cka"]]
     few = f" ({len(rows)} of {len(SEEDS)} seeds)" if len(rows) < len(SEEDS) else ""
     cells = [
         method + (" (large student)" if method == "idat" else "") + few,
-        _spread([row["student"]["test_accuracy_percent"] for row in rows]),
+        _spread(list(accuracies.values())),
+        _spread(gains, sign="+") if method != "slad" else "",
         _spread([row["teacher"]["test_accuracy_percent"] for row in rows if row["teacher"]]),
         _spread(drops),
         f"{rows[0]['trained_parameters']:,}",
@@ -284,10 +293,10 @@ def _row(method: str, rows: list[dict[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], *, sign: str = "") -> str:
     if not values:
         return ""
-    mean = f"{statistics.mean(values):.1f}"
+    mean = f"{statistics.mean(values):{sign}.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 

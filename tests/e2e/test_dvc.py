@@ -111,15 +111,15 @@ def test_a_file_re_runs_only_what_imports_it(finished):
 @pytest.mark.parametrize(
     ("name", "edit", "words"),
     [
-        ("configs/method/slad.yaml", "rank: 24", "`distill.rank` is 16 in params.yaml, 24 in configs/"),
-        ("params.yaml", "rank: 8", "`distill.rank` is 8 in params.yaml, 16 in configs/"),
+        ("configs/method/slad.yaml", "rank: 24", "`distill.rank` is 32 in params.yaml, 24 in configs/"),
+        ("params.yaml", "rank: 8", "`distill.rank` is 8 in params.yaml, 32 in configs/"),
     ],
     ids=["edited config", "edited params.yaml"],
 )
 def test_parameters_that_are_no_composition_are_refused(finished, name, edit, words):
     file = finished.root / name
     original, before = file.read_text(), finished.outputs()
-    file.write_text(original.replace("rank: 16", edit))
+    file.write_text(original.replace("rank: 32", edit))
     done = finished.run("dvc", "repro")
     assert done.returncode != 0
     (line,) = (text for text in done.stderr.splitlines() if text.startswith("error: "))

@@ -131,10 +131,13 @@ def test_the_table_gives_mean_and_deviation_over_seeds(output):
     )
     text = methods.table(["digits20"])
     assert (
-        "| slad | 91.0 ± 1.0 | 91.0 ± 1.0 | 2.2 ± 0.0 | 1,234 | 10 | 500 | schedule.learning_rate=0.003, rank=32"
+        "| slad | 91.0 ± 1.0 |  | 91.0 ± 1.0 | 2.2 ± 0.0 | 1,234 | 10 | 500 | schedule.learning_rate=0.003, rank=32"
         in text
     )
-    assert "| student_only, full (1 of 3 seeds) | 50.0 |  |  | 1,234 | 10 | 500 | schedule.learning_rate=0.0003" in text
+    assert (
+        "| student_only, full (1 of 3 seeds) | 50.0 | -40.0 |  |  | 1,234 | 10 | 500 | schedule.learning_rate=0.0003"
+        in text
+    )
 
 
 def test_what_was_run_is_not_run_again_and_a_failure_ends_nothing(output, monkeypatch):

@@ -109,10 +109,10 @@ def test_fresh_parameters_pass_with_and_without_overrides(project):
 def test_an_edited_config_is_told_with_both_values(project):
     params, configs = project()
     method = configs / "method" / "slad.yaml"
-    method.write_text(method.read_text().replace("rank: 16", "rank: 32"))
+    method.write_text(method.read_text().replace("rank: 32", "rank: 64"))
     with pytest.raises(ParamsError) as caught:
         check_fresh(params, configs)
-    assert "`distill.rank` is 16 in params.yaml, 32 in configs/" in str(caught.value)
+    assert "`distill.rank` is 32 in params.yaml, 64 in configs/" in str(caught.value)
     assert "slad repro" in str(caught.value)
 
 
@@ -124,7 +124,7 @@ def test_a_hand_edit_is_told(project):
     params.write_text(yaml.safe_dump(content))
     with pytest.raises(ParamsError) as caught:
         check_fresh(params, configs)
-    assert "`distill.rank` is 4 in params.yaml, 16 in configs/" in str(caught.value)
+    assert "`distill.rank` is 4 in params.yaml, 32 in configs/" in str(caught.value)
     assert "`targets.cpu-openvino` is 'absent' in params.yaml" in str(caught.value)
 
 

@@ -96,8 +96,8 @@ def test_a_batch_that_can_be_divided_is_taken(params, processes, micro_batch):
 @pytest.mark.parametrize(
     ("share", "private_rank", "words"),
     [
-        ("hybrid", 0, "is 0; with share=hybrid give 1 to 15 of the rank"),
-        ("hybrid", 16, "is 16; with share=hybrid give 1 to 15 of the rank"),
+        ("hybrid", 0, "is 0; with share=hybrid give 1 to 31 of the rank"),
+        ("hybrid", 32, "is 32; with share=hybrid give 1 to 31 of the rank"),
         ("hybrid", 4, None),
         ("slice", 4, "4 has no effect with share=slice; set it to 0"),
     ],
