@@ -2,10 +2,9 @@
 
 Each member is a DVC experiment of the pipeline up to `merge`, with the overrides that its line in the table names. The
 search gives each method six trials with the learning rates, ranks, places and layer maps that it has, one seed, judged
-on the student's validation accuracy (for idat the large student's), with 20 of each digit. What is found serves for
-fewer digits and for more; on TrashNet each method is searched again, at three learning rates with the rest as found.
-The splits are the same for all seeds; a seed draws the few training images, the adapters, the heads and the order. The
-table gives mean and standard deviation over 3 seeds.
+on the student's validation accuracy (for idat the large student's), with 20 of each digit. On the other data each method
+is searched again, at three learning rates with the rest as found. The splits are the same for all seeds; a seed draws
+the few training images, the adapters, the heads and the order. The table gives mean and standard deviation over 3 seeds.
 
 The test split is read by `merge` alone. But that adapters sit on all linear layers by default was chosen in an earlier
 trial on these digits, one seed, which looked at it.
@@ -13,9 +12,9 @@ trial on these digits, one seed, which looked at it.
 Results are kept in a file of JSON lines: a study that was stopped goes on where it was, and one that fails in a member
 goes on with the next.
 
-Command: `python -m benchmarks.methods search digits20`, the same with `run digits5 digits20 digits`, then
-`python -m benchmarks.methods table`; then search and run `trashnet --trashnet PATH` for photographs. On one core the
-digits take about four hours, TrashNet three.
+Commands: `python -m benchmarks.methods search digits20`; then `search` and `run` with `digits5 digits`, and `run
+digits20`; for photographs both with `trashnet --trashnet PATH`; then `table`. On one core the digits take about five
+hours, TrashNet three.
 """
 
 import argparse
@@ -47,7 +46,7 @@ DATA = {
     "digits": (["data=digits"], 15),
     "trashnet": (["data=split_folders", "prepare.copies=drop"], 4),
 }
-SEARCHED = {"digits5": "digits20", "digits20": "digits20", "digits": "digits20", "trashnet": "trashnet"}
+FIRST = "digits20"  # searched for all; the others for the learning rate
 # The large and the small model of each foundation pair; idat's student is the large one.
 GREY, COLOUR = ("vit_192x6", "vit_96x3"), ("vit_192x12", "vit_128x6")
 
@@ -75,14 +74,14 @@ NEUTRAL = ["distill.validate_every=1000"]
 LONGER = 1.6  # times the epochs: about the cost of finetune_kd
 
 
-def trials(name: str, data: str = "digits20") -> Iterator[list[str]]:
+def trials(name: str, data: str = FIRST) -> Iterator[list[str]]:
     """Yields the overrides of each trial, for every method as many: its rates, and what else it leaves to choose.
 
-    Another data set than "digits20" keeps what was best there, but for the rate.
+    Another data set than the first keeps what was best there, but for the rate.
     """
     low, middle, high = _rates(name)
-    if data != "digits20":
-        found = best(name, "digits20")
+    if data != FIRST:
+        found = best(name, FIRST)
         for rate in (low, middle, high):
             chosen = [f"{RATE}={rate}", *_same_rate(name, rate)]
             keys = [setting.split("=")[0] for setting in chosen]
@@ -173,7 +172,7 @@ def members(kind: str, data: str, methods: Sequence[str], *, path: Path | None) 
     for seed in SEEDS if kind == "run" else SEEDS[:1]:
         for method in methods:
             searched = [] if method in CONTROLS or kind == "run" else list(trials(method, data))
-            if kind == "run" and (method not in CONTROLS or data == "digits20"):
+            if kind == "run" and (method not in CONTROLS or data == FIRST):
                 searched = [best(method, data)]
             for overrides in searched:
                 yield Member(data=data, method=method, overrides=overrides, seed=seed, path=path)
@@ -185,14 +184,13 @@ def records() -> list[dict[str, Any]]:
 
 
 def best(method: str, data: str) -> list[str]:
-    """Returns the overrides that were best on validation, on the data that is searched for `data`."""
+    """Returns the overrides that were best on the validation images of `data`."""
     searched = "slad" if method in CONTROLS else method
-    source = SEARCHED[data]
-    wanted = list(members("search", source, [searched], path=None))
+    wanted = list(members("search", data, [searched], path=None))
     found = {tuple(member.overrides): record for member in wanted for record in records() if member.made(record)}
     if len(found) < len(wanted):
         done = f"{len(found)} of {len(wanted)} trials of {searched} are done"
-        sys.exit(f"{done}; run `python -m benchmarks.methods search {source}`")
+        sys.exit(f"{done}; run `python -m benchmarks.methods search {data}`")
     scores = {
         key: record["student"]["validation_accuracy_percent"] for key, record in found.items() if "student" in record
     }
