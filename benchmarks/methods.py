@@ -2,9 +2,10 @@
 
 Each member is a DVC experiment of the pipeline up to `merge`, with the overrides that its line in the table names. The
 search gives each method six trials with the learning rates, ranks, places and layer maps that it has, one seed, judged
-on the student's validation accuracy (for idat the large student's), with 20 of each digit. On the other data each method
-is searched again, at three learning rates with the rest as found. The splits are the same for all seeds; a seed draws
-the few training images, the adapters, the heads and the order. The table gives mean and standard deviation over 3 seeds.
+on the student's validation accuracy (for idat the large student's), with 20 of each digit. On the other data each
+method is searched again, at three learning rates with the rest as found. The splits are the same for all seeds; a seed
+draws the few training images, the adapters, the heads and the order. The table gives mean and standard deviation over
+3 seeds, and the mean difference to slad, seed by seed.
 
 The test split is read by `merge` alone. But that adapters sit on all linear layers by default was chosen in an earlier
 trial on these digits, one seed, which looked at it.
