@@ -172,10 +172,12 @@ def members(kind: str, data: str, methods: Sequence[str], *, path: Path | None) 
     """Yields what there is to do, done or not."""
     for seed in SEEDS if kind == "run" else SEEDS[:1]:
         for method in methods:
-            searched = [] if method in CONTROLS or kind == "run" else list(trials(method, data))
-            if kind == "run" and (method not in CONTROLS or data == FIRST):
-                searched = [best(method, data)]
-            for overrides in searched:
+            control = method in CONTROLS
+            if kind == "run":
+                wanted = [] if control and data != FIRST else [best(method, data)]
+            else:
+                wanted = [] if control else list(trials(method, data))
+            for overrides in wanted:
                 yield Member(data=data, method=method, overrides=overrides, seed=seed, path=path)
 
 
