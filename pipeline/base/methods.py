@@ -32,6 +32,19 @@ class TrainingParams(Section):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _is_validated_before_patience_ends(self) -> Self:
+        for key in ("schedule", "teacher_schedule"):
+            patience = getattr(getattr(self, key, None), "patience", None)
+            # Else the second validation, which patience waits for, would never come.
+            if patience is not None and self.validate_every > patience:
+                msg = (
+                    f"`distill.validate_every` {self.validate_every} is more than `distill.{key}.patience` {patience}: "
+                    "training would end after one validation; lower the one or raise the other"
+                )
+                raise ValueError(msg)
+        return self
+
 
 class LoraParams(Section):
     """Low-rank updates."""

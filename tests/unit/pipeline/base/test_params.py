@@ -93,6 +93,19 @@ def test_a_batch_that_can_be_divided_is_taken(params, processes, micro_batch):
     assert read_params(path, DistillStage).distill.processes == processes
 
 
+@pytest.mark.parametrize(("key", "method"), [("schedule", "slad"), ("teacher_schedule", "finetune_kd")])
+def test_validation_less_often_than_patience_lasts_is_refused(tmp_path, key, method):
+    def read(every):
+        set_to = [f"method={method}", f"distill.{key}.patience=2", f"distill.validate_every={every}"]
+        path = tmp_path / "params.yaml"
+        path.write_text(to_yaml(compose_params(ROOT / "configs", set_to)))
+        return read_params(path, DistillStage).distill
+
+    assert read(2).validate_every == 2
+    with pytest.raises(ParamsError, match=f"`distill.validate_every` 3 is more than `distill.{key}.patience` 2"):
+        read(3)
+
+
 @pytest.mark.parametrize(
     ("share", "private_rank", "words"),
     [
