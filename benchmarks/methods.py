@@ -226,7 +226,8 @@ def study(kind: str, data: str, methods: Sequence[str], *, path: Path | None) ->
     for member in list(members(kind, data, methods, path=path)):
         if any(member.made(record) for record in records()):
             continue
-        place = [] if path is None else [f"prepare.path={quoted(str(path))}"]
+        # Near copies stay, as they did before they were looked for: the records are of such runs.
+        place = [] if path is None else [f"prepare.path={quoted(str(path))}", "prepare.near_copies=keep"]
         settings = [*member.settings, *place, *NEUTRAL]
         parts = [part for setting in settings for part in ("--set-param", setting)]
         # In a folder of its own: the workspace keeps its artifacts.

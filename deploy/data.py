@@ -1,12 +1,15 @@
-"""One split of the data folder that `prepare` wrote: `index.json` and the images it names."""
+"""One split of the data folder that `prepare` wrote: `index.json`, a CSV file, and the images it names."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from deploy.document import Document, read_document
 from deploy.errors import BundleError
+from deploy.files import sha256_file
 
+SCHEMA = 2
 REMEDY = "rebuild it with `dvc repro prepare` or copy the data folder again"
 
 
@@ -36,7 +39,7 @@ class Split:
 
 
 def load_split(folder: Path, split: str) -> Split:
-    """Read one split of `folder/index.json`.
+    """Read one split of `folder`: `index.json` and `<split>.csv`.
 
     Images are not opened here, and links below the root are followed: people link their images together, and DVC may
     link its cache. Only the names in the index are checked.
@@ -48,17 +51,19 @@ def load_split(folder: Path, split: str) -> Split:
     Raises:
         BundleError: the index is missing or faulty, lacks the split, or names a path outside its root.
     """
-    document = read_document(folder / "index.json", error=BundleError, remedy=REMEDY)
+    document = read_document(folder / "index.json", error=BundleError, remedy=REMEDY, schema=SCHEMA)
     labels = document.texts("labels")
     root = _root(document)
-    entries = document.get(f"splits.{split}")
-    if not isinstance(entries, list):
-        document.fail(f"`splits.{split}` should be a list, got {type(entries).__name__}")
-    items = (
-        _item(document, f"splits.{split}.{index}", entry, root=root, classes=len(labels))
-        for index, entry in enumerate(entries)
-    )
-    return Split(labels=labels, items=tuple(items))
+    file = folder / f"{split}.csv"
+    if not file.is_file() or sha256_file(file) != document.text(f"parts.{split}.sha256"):
+        msg = f"{file}: missing or changed after it was written; {REMEDY}"
+        raise BundleError(msg)
+    with file.open(encoding="utf-8", newline="") as stream:
+        items = (
+            _item(row, f"{file}, line {number}", root=root, classes=len(labels))
+            for number, row in enumerate(csv.DictReader(stream), 2)
+        )
+        return Split(labels=labels, items=tuple(items))
 
 
 def _root(document: Document) -> Path:
@@ -71,15 +76,18 @@ def _root(document: Document) -> Path:
     return (document.path.parent / text).absolute()
 
 
-def _item(document: Document, key: str, entry: Any, *, root: Path, classes: int) -> Item:
-    if not isinstance(entry, dict) or not {"path", "label", "sha256"} <= entry.keys():
-        document.fail(f"`{key}` should hold `path`, `label` and `sha256`, got {entry!r}")
-    name, label, digest = entry["path"], entry["label"], entry["sha256"]
-    if not isinstance(name, str) or not name or not isinstance(digest, str):
-        document.fail(f"`{key}` should have strings as `path` and `sha256`, got {entry!r}")
+def _item(row: dict[str, Any], where: str, *, root: Path, classes: int) -> Item:
+    name, label, digest = (row.get(key) for key in ("path", "label", "sha256"))
+    if not name or not label or not digest:
+        _fail(where, f"should hold `path`, `label` and `sha256`, got {row!r}")
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts:
-        document.fail(f"`{key}.path` {name!r} leaves the root {root}")
-    if type(label) is not int or not 0 <= label < classes:
-        document.fail(f"`{key}.label` should be 0..{classes - 1}, got {label!r}")
-    return Item(name=name, path=root / pure, label=label, sha256=digest)
+        _fail(where, f"`path` {name!r} leaves the root {root}")
+    if not label.isdecimal() or int(label) >= classes:
+        _fail(where, f"`label` should be 0..{classes - 1}, got {label!r}")
+    return Item(name=name, path=root / pure, label=int(label), sha256=digest)
+
+
+def _fail(where: str, what: str) -> NoReturn:
+    msg = f"{where}: {what}; {REMEDY}"
+    raise BundleError(msg)

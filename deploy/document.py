@@ -101,7 +101,7 @@ class Document:
         return value
 
 
-def read_document(path: Path, *, error: type[DeployError], remedy: str) -> Document:
+def read_document(path: Path, *, error: type[DeployError], remedy: str, schema: int = SCHEMA) -> Document:
     """Read a JSON object and check its `schema`.
 
     Raises:
@@ -122,9 +122,9 @@ def read_document(path: Path, *, error: type[DeployError], remedy: str) -> Docum
         msg = f"{path}: should hold a JSON object, got {_short(content)}; {remedy}"
         raise error(msg)
     document = Document(path, content, error=error, remedy=remedy)
-    schema = document.get("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        document.fail(f"has schema {schema!r}, this slad-edge reads schema {SCHEMA}")
+    theirs = document.get("schema")
+    if type(theirs) is not int or theirs != schema:
+        document.fail(f"has schema {theirs!r}, this slad-edge reads schema {schema}")
     return document
 
 

@@ -6,6 +6,9 @@ Host and device share these pixels: the host hands this very code to training's 
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,9 @@ from deploy.bundle import Preprocess
 from deploy.errors import ImageError
 
 ORIENTATION = 0x0112  # the EXIF tag
+# Pillow would try all it knows, whatever a file's name; its EPS starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # JPEG reads MPO, as phones write it, too
+ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}
 
 # What Pillow's decoders raise for files that are cut short or are not images; there is no common base class.
 DECODE_ERRORS = (
@@ -27,6 +33,8 @@ DECODE_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -48,23 +56,93 @@ def load_image(path: Path, preprocess: Preprocess) -> NDArray[np.float32]:
     Raises:
         ImageError: the file is missing, is no image, is truncated, or has a mode without a defined conversion.
     """
+    return normalised(fit_image(path, preprocess), preprocess)
+
+
+def fit_image(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Decode one image file, resize and crop it: `load_image` without its last step.
+
+    Returns:
+        uint8 of shape (H, W, 3).
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    return np.asarray(_fit(decode_image(path), preprocess))
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Decode one image file, upright and in RGB.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    with _opened(path, "image") as image:
+        image.load()
+        return upright(image)
+
+
+def count_frames(path: Path) -> int:
+    """Return how many pictures follow one another in an image file.
+
+    An MPO's, as phones write them, are other views of one picture, and count as one.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    with _opened(path, "image") as image:
+        return getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """Open a file, and say what is wrong with it in one way."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of damaged metadata; what matters here is whether there are pixels, and that raises.
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            with Image.open(path) as image:
-                image.load()
-                return prepare_image(image, preprocess)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
     except ImageError as error:
-        msg = f"image {path}: {error}"
+        msg = f"{what} {path}: {error}"
         raise ImageError(msg) from error
     except FileNotFoundError:
-        msg = f"image {path}: no such file; restore it, or run `dvc repro prepare` to index the folder again"
+        msg = f"{what} {path}: no such file; restore it, or run `dvc repro prepare` to index the folder again"
         raise ImageError(msg) from None
     except DECODE_ERRORS as cause:
         reason = (str(cause).splitlines() or [""])[0] or type(cause).__name__
-        msg = f"image {path}: cannot be decoded ({reason}); replace or remove it, then run `dvc repro prepare`"
+        msg = f"{what} {path}: cannot be decoded ({reason}); replace or remove it, then run `dvc repro prepare`"
         raise ImageError(msg) from cause
+
+
+def load_mask(path: Path, preprocess: Preprocess) -> NDArray[np.int64]:
+    """Decode a mask and give it the shape of its image's input, without new values.
+
+    Returns:
+        int64 of shape (H, W): a class per pixel, or the value that is ignored.
+
+    Raises:
+        ImageError: as `decode_mask`.
+    """
+    mask = _fit(Image.fromarray(decode_mask(path)), replace(preprocess, interpolation="nearest"))
+    return np.asarray(mask).astype(np.int64)
+
+
+def decode_mask(path: Path) -> NDArray[np.uint8]:
+    """Decode a mask of class indices: grey or palette, 8 bits; of a palette the indices count, not the colours.
+
+    Returns:
+        uint8 of shape (height, width).
+
+    Raises:
+        ImageError: the file cannot be decoded, or holds colours or more than 8 bits.
+    """
+    with _opened(path, "mask") as image:
+        image.load()
+        if image.mode not in {"L", "P", "1"}:
+            msg = f"mode {image.mode!r}, one index of 8 bits per pixel expected (mode 'L' or 'P')"
+            raise ImageError(msg)
+        return np.asarray(image).astype(np.uint8)
 
 
 def prepare_image(image: Image.Image, preprocess: Preprocess) -> NDArray[np.float32]:
@@ -78,14 +156,27 @@ def prepare_image(image: Image.Image, preprocess: Preprocess) -> NDArray[np.floa
     Raises:
         ImageError: the image's mode has no defined conversion to 8 bits.
     """
+    return normalised(np.asarray(_fit(upright(image), preprocess)), preprocess)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation and convert to RGB.
+
+    Raises:
+        ImageError: as `prepare_image`.
+    """
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    image = _fit(_to_rgb(image), preprocess)
-    pixels: NDArray[np.float32] = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels /= np.float32(255)
-    pixels -= np.asarray(preprocess.mean, np.float32)[:, None, None]
-    pixels /= np.asarray(preprocess.std, np.float32)[:, None, None]
-    return pixels
+    return _to_rgb(image)
+
+
+def normalised(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
+    """Return (x / 255 - mean) / std of pixels of shape (H, W, 3), as float32 of shape (3, H, W), contiguous."""
+    scaled: NDArray[np.float32] = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    scaled /= np.float32(255)
+    scaled -= np.asarray(preprocess.mean, np.float32)[:, None, None]
+    scaled /= np.asarray(preprocess.std, np.float32)[:, None, None]
+    return scaled
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -73,7 +73,7 @@ def table() -> None:
 def _own(images: Path | None) -> list[str]:
     """The overrides that stand for --images."""
     from pipeline.base.compose import quoted
-    from pipeline.parts.folders import are_splits
+    from pipeline.parts.sources.folders import are_splits
 
     if images is None:
         return []
@@ -85,12 +85,13 @@ def _own(images: Path | None) -> list[str]:
 def _sync(overrides: list[str], *, reset: bool) -> None:
     from deploy.files import write_text
     from pipeline.base.compose import compose_params, joined_overrides, recorded_overrides, to_yaml
-    from pipeline.parts.index import image_folder
+    from pipeline.parts.sources.listing import existing
 
     earlier = [] if reset else recorded_overrides(PARAMS)
     composed = compose_params(CONFIGS, joined_overrides(earlier, overrides))
-    if composed.prepare.path is not None:
-        image_folder(Path(composed.prepare.path))  # else DVC would only call it missing, after params.yaml has changed
+    source, path = composed.prepare.source, composed.prepare.path
+    if path is not None and source != "named":  # timm's sources may have to be fetched first
+        existing(Path(path), source=source)  # else DVC would only call it missing, after params.yaml has changed
     text = to_yaml(composed)
     if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
         write_text(PARAMS, text)

@@ -15,6 +15,14 @@ from pipeline.base.errors import PipelineError
 DEBUG = "SLAD_DEBUG"  # set to anything: expected errors show their traceback too
 
 
+def _one_line(error: Exception) -> str:
+    """What an error says; where torch hands one on from a process that loads images, without its traceback there."""
+    words = str(error)
+    if "Original Traceback" in words:
+        return words.strip().splitlines()[-1].split(": ", 1)[-1]
+    return words
+
+
 def run(stage: Callable[[], object], *, voice: TextIO | None = None) -> None:
     """Runs `stage` and exits: 0 when it returns, an error's own code when it raises an expected one.
 
@@ -27,7 +35,7 @@ def run(stage: Callable[[], object], *, voice: TextIO | None = None) -> None:
     except (PipelineError, DeployError) as error:
         if os.environ.get(DEBUG):
             raise
-        (voice or sys.stderr).write(f"error: {error}\n")
+        (voice or sys.stderr).write(f"error: {_one_line(error)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         (voice or sys.stderr).write("interrupted; nothing was changed\n")

@@ -1,20 +1,23 @@
 """Stage distill: trains teacher and student with the chosen method."""
 
 import argparse
+import json
 import logging
 import os
 import socket
 import sys
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import PIL
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from deploy.bundle import Preprocess
 from deploy.files import replaced_folder
-from deploy.preprocess import load_image
+from deploy.preprocess import fit_image, load_image, normalised
 from pipeline.base.errors import ModelError, ParamsError
 from pipeline.base.methods import (
     FinetuneParams,
@@ -31,6 +34,7 @@ from pipeline.parts.adapters.sharing import Sharing
 from pipeline.parts.checkpoints import discard
 from pipeline.parts.data import Augment, Mixing
 from pipeline.parts.models import ModelSpec
+from pipeline.parts.pixels import KeptPixels
 from pipeline.parts.training import Schedule
 from pipeline.steps.distill.alone import StudentOnly
 from pipeline.steps.distill.idat import Idat
@@ -41,7 +45,7 @@ from pipeline.steps.distill.staged import TRAININGS, Staged
 from pipeline.steps.distill.step import Feed, distill
 from stages.boundary import run
 
-NEUTRAL = {"workers", "checkpoint_seconds"}
+NEUTRAL = {"workers", "pixels", "checkpoint_seconds"}
 """Keys that do not decide about the result: a checkpoint is good for a run that differs in them."""
 
 
@@ -112,6 +116,7 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
     settings, preprocess = params.distill, params.preprocess
     identity = params.model_dump(mode="json")
     identity["distill"] = {key: value for key, value in identity["distill"].items() if key not in NEUTRAL}
+    recipe = Preprocess(**preprocess.model_dump())
     augment = params.augment.model_dump()
     mixing = {key: augment.pop(key) for key in ("mixup", "cutmix", "label_smoothing")}
     distill(
@@ -121,7 +126,8 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
         student=ModelSpec(**params.student.model_dump()),
         method=method_of(params),
         feed=Feed(
-            load=partial(load_image, preprocess=Preprocess(**preprocess.model_dump())),
+            load=partial(load_image, preprocess=recipe),
+            kept=None if settings.pixels is None else _kept(Path(settings.pixels).expanduser(), recipe),
             augment=Augment(**augment),
             mixing=Mixing(**mixing),
             black=tuple(-mean / std for mean, std in zip(preprocess.mean, preprocess.std, strict=True)),
@@ -135,6 +141,15 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
         checkpoints=checkpoints,
         checkpoint_s=settings.checkpoint_seconds,
         settings=identity,
+    )
+
+
+def _kept(folder: Path, recipe: Preprocess) -> KeptPixels:
+    return KeptPixels(
+        folder,
+        fit=partial(fit_image, preprocess=recipe),
+        normalise=partial(normalised, preprocess=recipe),
+        recipe=json.dumps(asdict(recipe) | {"pillow": PIL.__version__}, sort_keys=True),
     )
 
 

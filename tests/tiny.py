@@ -1,5 +1,6 @@
 """The smallest models and data that are still real: shared by the tests of host library and stages."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from timm.models import VisionTransformer
 
 from deploy.bundle import Preprocess
 from deploy.errors import ImageError
-from deploy.preprocess import load_image
+from deploy.preprocess import count_frames, decode_image, decode_mask, load_image
+from pipeline.parts.checks.cache import Cache
+from pipeline.parts.checks.survey import Survey
 from pipeline.parts.index import Index
 from pipeline.parts.models import ModelSpec, build_model
-from pipeline.steps.prepare import prepare
+from pipeline.parts.sources.folders import list_classes
+from pipeline.parts.sources.listing import Listing, existing
+from pipeline.steps.prepare.step import Decoders, Draw, prepare
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 SIZE = 16
@@ -58,28 +63,43 @@ def write_images(folder: Path, *, classes: int = 3, each: int = 12, seed: int = 
     return folder
 
 
+POLICY = dict.fromkeys(("broken", "animated", "unpaired", "names", "copies", "near_copies"), "refuse")
+DECODERS = Decoders(image=decode_image, count_frames=count_frames, mask=decode_mask, broken=ImageError)
+
+
 def prepared(
     output: Path,
     path: Path,
     *,
+    listing: Callable[[Path], Listing] = list_classes,
     source: str = "folder",
+    near_similarity: float | None = None,
+    cache: Path | None = None,
+    workers: int = 1,
+    ignore: int | None = None,
     per_class: int | None = None,
-    copies: str = "refuse",
     seed: int = 0,
+    split_seed: int = 0,
+    **policy: str,
 ) -> Index:
     """Indexes the images at `path` into the new folder `output`."""
     output.mkdir(parents=True)
-    return prepare(
-        output,
-        source=source,
-        path=path,
-        load=LOAD,
-        broken=ImageError,
-        validation_fraction=0.25,
-        test_fraction=0.25,
-        calibration_size=6,
-        per_class=per_class,
-        copies=copies,
-        split_seed=0,
-        seed=seed,
-    )
+    with Cache(cache) as known:
+        return prepare(
+            output,
+            listing(existing(path, source=source)),
+            source=source,
+            decoders=DECODERS,
+            survey=Survey(known, workers=workers),
+            policy=POLICY | policy,
+            near_similarity=near_similarity,
+            ignore=ignore,
+            draws=Draw(
+                validation_fraction=0.25,
+                test_fraction=0.25,
+                calibration_size=6,
+                per_class=per_class,
+                split_seed=split_seed,
+                seed=seed,
+            ),
+        )

@@ -17,6 +17,7 @@ class TrainingParams(Section):
     micro_batch: Count | None
     processes: Count
     workers: Annotated[int, Field(ge=0)]
+    pixels: str | None
     precision: Precision
     validate_every: Count
     checkpoint_seconds: Weight

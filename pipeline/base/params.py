@@ -15,7 +15,6 @@ from pipeline.base.sections import (
     MeasureParams,
     MergeParams,
     ModelParams,
-    PrepareParams,
     PreprocessParams,
     QuantizeParams,
     ReportParams,
@@ -23,6 +22,7 @@ from pipeline.base.sections import (
     Seed,
     TargetParams,
 )
+from pipeline.base.sources import SOURCES, PrepareParams
 
 
 class FoundationStage(Section):
@@ -37,7 +37,6 @@ class PrepareStage(Section):
 
     seed: Seed
     prepare: PrepareParams
-    preprocess: PreprocessParams
 
 
 class DistillStage(Section):
@@ -101,6 +100,9 @@ class Params(
 
     overrides: list[str]
 
+
+UNIONS = {"distill": METHODS, "prepare": SOURCES}
+"""Sections whose keys depend on a choice, and the choices."""
 
 Stage = TypeVar("Stage", bound=Section)
 
@@ -172,14 +174,18 @@ def validate(content: dict[str, Any], stage: type[Stage], *, source: str) -> Sta
 
 
 def _describe(item: Any) -> str:
+    section, *rest = item["loc"]
     # A union says which of its members was meant: no key of the user's.
-    key = ".".join(str(part) for part in item["loc"] if not (part in METHODS and item["loc"][:1] == ("distill",)))
+    if rest and rest[0] in UNIONS.get(section, ()):
+        rest = rest[1:]
+    key = ".".join(map(str, (section, *rest)))
     if item["type"] == "extra_forbidden":
         return f"`{key}` is no known key"
     if item["type"] == "missing":
         return f"`{key}` is missing"
     if item["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        return f"`{key}.method` is {item['input'].get('method')!r}; choose among {', '.join(METHODS)}"
+        tag = item["ctx"]["discriminator"].strip("'")
+        return f"`{key}.{tag}` is {item['input'].get(tag)!r}; choose among {', '.join(UNIONS[section])}"
     if item["type"] == "value_error":
         reason = str(item["ctx"]["error"])
         return reason if reason.startswith("`") else f"`{key}`: {reason}"

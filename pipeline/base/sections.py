@@ -18,37 +18,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PrepareParams(Section):
-    """Where images come from and how they are split."""
-
-    source: Literal["digits", "folder", "split_folders"]
-    path: str | None
-    watch: str | None
-    validation_fraction: Share
-    test_fraction: Share
-    calibration_size: Count
-    per_class: Count | None
-    copies: Literal["refuse", "drop", "keep"]
-    split_seed: Seed
-
-    @model_validator(mode="after")
-    def _fits_its_source(self) -> Self:
-        if self.source != "digits" and (self.path is None or self.watch is None):
-            held = "one subfolder of images per class" if self.source == "folder" else "train, val and test"
-            msg = f"`prepare.path` is not set; give the folder that holds {held}"
-            raise ValueError(msg)
-        if self.source == "digits" and self.path is not None:
-            msg = f"`prepare.path` {self.path!r} has no effect on the built-in digits; add data=folder"
-            raise ValueError(msg)
-        if self.validation_fraction + self.test_fraction >= 1:
-            msg = (
-                f"`prepare.validation_fraction` {self.validation_fraction} and `prepare.test_fraction` "
-                f"{self.test_fraction} leave nothing to train on; lower them"
-            )
-            raise ValueError(msg)
-        return self
-
-
 class PreprocessParams(Section):
     """What happens to an image before the network, in training, calibration and on the device alike."""
 

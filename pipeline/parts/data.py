@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from pipeline.base.errors import ParamsError
 from pipeline.base.seeding import derived
 from pipeline.parts.index import Item, LoadImage
+from pipeline.parts.pixels import KeptPixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         root: folder the items' paths start from.
         items: what to load.
         load: decodes and preprocesses one file.
+        kept: does the same, but keeps what it decoded; None decodes every time.
         transform: random changes, for training.
         seed: of the random changes.
     """
@@ -97,10 +99,12 @@ class Images(Dataset[tuple[Tensor, int]]):
         items: Sequence[Item],
         *,
         load: LoadImage,
+        kept: KeptPixels | None = None,
         transform: v2.Transform | None = None,
         seed: int = 0,
     ) -> None:
-        self._root, self._items, self._load, self._transform, self._seed = root, items, load, transform, seed
+        self._root, self._items, self._load, self._kept = root, items, load, kept
+        self._transform, self._seed = transform, seed
 
     def __len__(self) -> int:
         return len(self._items)
@@ -108,7 +112,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
         item = self._items[index]
-        image = torch.from_numpy(self._load(self._root / item.path))
+        path = self._root / item.path
+        image = torch.from_numpy(self._load(path) if self._kept is None else self._kept.load(path, item.sha256))
         if self._transform is not None:
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed every GPU as well, and took 4 % of a small training's time.

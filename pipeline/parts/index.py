@@ -1,127 +1,282 @@
-"""The index of a data set: every image's path, label and content hash, by split; and its images as arrays."""
+"""The index of a data set: every image's path, label and content hash, by split; and its images as arrays.
 
+On disk it is `index.json`, with the labels and a hash of each part, and one CSV file per part. In memory a part is a
+few columns: a million images take about 150 MB, where as many objects would take twice that.
+"""
+
+import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "index.json"
 SPLITS = ("train", "validation", "test")
+PARTS = (*SPLITS, "calibration")
+TEXT = np.dtypes.StringDType()
 
 LoadImage = Callable[[Path], NDArray[np.float32]]
 """Decodes and preprocesses one file into an array of shape (3, height, width)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One labelled image.
 
     Attributes:
         path: POSIX path relative to the index's root.
-        label: position in the index's labels.
+        label: position in the index's labels; of an image with a mask, the rarest class in the mask.
         sha256: hash of the file's bytes.
+        mask: path of its mask, as `path`; empty where the label is all there is.
+        mask_sha256: hash of that file's bytes.
     """
 
     path: str
     label: int
     sha256: str
+    mask: str = ""
+    mask_sha256: str = ""
 
 
-@dataclass(frozen=True)
+HASH = np.dtype("V32")
+BLOCK = 16384  # rows that are lists of objects before they become columns
+
+
+class Items(Sequence[Item]):
+    """Labelled images, in columns.
+
+    Args:
+        columns: by the names of `Item`'s attributes, each of shape (count,); those of masks only where there are any.
+    """
+
+    def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, items: Iterable[Item]) -> "Items":
+        """Takes items apart into columns."""
+        left = iter(items)
+        blocks = [_columns(block) for block in iter(lambda: list(islice(left, BLOCK)), [])] or [_columns(())]
+        return cls.joined([cls(block) for block in blocks])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Items"]) -> "Items":
+        """Appends several, of which each or none has masks, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls({name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns})
+
+    def replaced(self, **columns: NDArray[Any]) -> "Items":
+        """Returns the same items with other columns."""
+        return Items(self.columns | columns)
+
+    def __len__(self) -> int:
+        return len(self.columns["path"])
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: "slice | NDArray[Any]") -> "Items": ...
+    def __getitem__(self, place: "int | slice | NDArray[Any]") -> "Item | Items":
+        if isinstance(place, slice | np.ndarray):
+            return Items({name: column[place] for name, column in self.columns.items()})
+        values = {name: column[place] for name, column in self.columns.items()}
+        mask = (str(values["mask"]), bytes(values["mask_sha256"]).hex()) if self.masked else ()
+        return Item(str(values["path"]), int(values["label"]), bytes(values["sha256"]).hex(), *mask)
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[place] for place in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Items) or len(self) != len(other):
+            return False
+        return all(np.array_equal(column, other.columns[name]) for name, column in self.columns.items())
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can be written to
+
+    @property
+    def masked(self) -> bool:
+        """Whether the images have masks."""
+        return "mask" in self.columns
+
+    @property
+    def contents(self) -> NDArray[np.uint64]:
+        """The first 64 bits of each hash, of shape (count,).
+
+        A million different images have two alike once in ten million times. Where that does no harm, they take a
+        quarter of the memory.
+        """
+        return np.ascontiguousarray(self.columns["sha256"]).view(np.uint64).reshape(-1, 4)[:, 0]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels, of shape (count,)."""
+        return self.columns["label"].astype(np.int64)
+
+
+def _columns(items: Sequence[Item]) -> dict[str, NDArray[Any]]:
+    columns = {
+        "path": _texts([item.path for item in items]),
+        "label": np.array([item.label for item in items], np.int32),
+        "sha256": _hashes(item.sha256 for item in items),
+    }
+    if items and items[0].mask:
+        columns["mask"] = _texts([item.mask for item in items])
+        columns["mask_sha256"] = _hashes(item.mask_sha256 for item in items)
+    return columns
+
+
+def _texts(names: Sequence[str]) -> NDArray[Any]:
+    try:
+        return np.array(names, TEXT)
+    except UnicodeEncodeError as error:
+        msg = f"the file name {error.object!r} is not UTF-8; rename it"
+        raise DataError(msg) from error
+
+
+def _hashes(digests: Iterable[str]) -> NDArray[np.void]:
+    return np.frombuffer(b"".join(bytes.fromhex(digest or 64 * "0") for digest in digests), HASH)
+
+
+@dataclass(frozen=True, eq=True)
 class Index:
     """A checked data set.
 
     Attributes:
         labels: names of the classes.
         root: folder the items' paths start from; relative to the index's folder, or absolute.
-        splits: items of "train", "validation" and "test".
-        calibration: items of the train split that quantisation may look at.
+        parts: items of "train", "validation", "test", and "calibration", those of train that quantisation may look at.
+        sha256: hash over labels and parts and, through the items, every file's content; known once it is written.
     """
 
     labels: tuple[str, ...]
     root: str
-    splits: dict[str, tuple[Item, ...]]
-    calibration: tuple[Item, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Hash over labels, splits, calibration list and, through the items, every image's content."""
-        content = {"labels": self.labels, "splits": self.splits, "calibration": self.calibration}
-        canonical = json.dumps(content, default=asdict, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+    parts: dict[str, Items]
+    sha256: str = ""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns the number of images by split and class name."""
-        return {
-            split: {name: sum(item.label == i for item in items) for i, name in enumerate(self.labels)}
-            for split, items in self.splits.items()
-        }
+        size = len(self.labels)
+        counts = {name: np.bincount(self.parts[name].labels, minlength=size).tolist() for name in SPLITS}
+        return {name: dict(zip(self.labels, row, strict=True)) for name, row in counts.items()}
 
 
-def image_folder(path: Path | None) -> Path:
-    """Returns the absolute path of the user's folder of images.
-
-    Raises:
-        DataError: it is not set or no folder.
-    """
-    if path is None or not path.is_dir():
-        msg = f"`prepare.path` {str(path)!r} is no folder; give the folder that holds your images"
-        raise DataError(msg)
-    return path.resolve()
-
-
-def write_index(index: Index, folder: Path) -> None:
-    """Writes `index.json` into `folder`."""
-    content = {"schema": SCHEMA, **asdict(index), "sha256": index.sha256}
+def write_index(index: Index, folder: Path) -> Index:
+    """Writes `index.json` and a CSV file of each part into `folder`; returns the index with its hash."""
+    parts = {
+        name: {"count": len(items), "sha256": _write_part(items, _file(folder, name))}
+        for name, items in index.parts.items()
+    }
+    content: dict[str, Any] = {"schema": SCHEMA, "labels": index.labels, "root": index.root, "parts": parts}
+    content["sha256"] = _sha256_of(content)
     (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return replace(index, sha256=content["sha256"])
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / f"{part}.csv"
+
+
+def _write_part(items: Items, file: Path) -> str:
+    names = list(items.columns)
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        # All of it quoted: Python's csv leaves a carriage return bare, and then reads two rows.
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(names)
+        writer.writerows([getattr(item, name) for name in names] for item in items)
+    return _sha256_of_file(file)
+
+
+def _sha256_of_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    """Hash over labels and parts; where the images lie is another matter."""
+    canonical = json.dumps({key: content[key] for key in ("labels", "parts")}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_index(folder: Path) -> tuple[Index, Path]:
-    """Reads `index.json` from `folder`.
+    """Reads an index from `folder`.
 
     Returns:
         The index, and the folder its items' paths start from.
 
     Raises:
-        DataError: the file is absent, of another schema, or not what its own hash says.
+        DataError: a file is absent, of another schema, or not what its hash says.
     """
+    content = _read_header(folder)
+    parts = {}
+    for name in PARTS:
+        file = _file(folder, name)
+        if not file.is_file() or _sha256_of_file(file) != content["parts"][name]["sha256"]:
+            msg = f"{str(file)!r} is missing or was changed after it was written; run `dvc repro -f prepare`"
+            raise DataError(msg)
+        parts[name] = _read_part(file)
+    return Index(tuple(content["labels"]), content["root"], parts, content["sha256"]), folder / content["root"]
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     if not file.is_file():
         msg = f"no {str(file)!r}; run `dvc repro prepare`"
         raise DataError(msg)
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if content.get("schema") != SCHEMA:
         msg = f"{str(file)!r} has schema {content.get('schema')!r}, not {SCHEMA}; run `dvc repro -f prepare`"
         raise DataError(msg)
-    index = Index(
-        labels=tuple(content["labels"]),
-        root=content["root"],
-        splits={name: _items(content["splits"][name]) for name in SPLITS},
-        calibration=_items(content["calibration"]),
-    )
-    if index.sha256 != content["sha256"]:
+    if content["sha256"] != _sha256_of(content):
         msg = f"{str(file)!r} was changed after it was written; run `dvc repro -f prepare`"
         raise DataError(msg)
-    return index, folder / index.root
+    return content
 
 
-def _items(entries: Sequence[dict[str, Any]]) -> tuple[Item, ...]:
-    return tuple(Item(**entry) for entry in entries)
+def _read_part(file: Path) -> Items:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return Items.of(_item(row) for row in csv.DictReader(stream))
 
 
-def stacked(root: Path, items: Sequence[Item], *, load: LoadImage) -> NDArray[np.float32]:
-    """Loads `items` into one array of shape (len(items), 3, height, width)."""
-    return np.stack([load(root / item.path) for item in items])
+def _item(row: dict[str, str]) -> Item:
+    masks = row.get("mask", ""), row.get("mask_sha256", "")
+    return Item(row["path"], int(row["label"]), row["sha256"], *masks)
 
 
-def labels_of(items: Sequence[Item]) -> NDArray[np.int64]:
-    """Returns the labels of `items`, of shape (len(items),)."""
-    return np.array([item.label for item in items], dtype=np.int64)
+class Images(Protocol):
+    """Images that slices are taken of: an array of shape (images, 3, height, width), or `Loaded`."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def __getitem__(self, which: slice, /) -> NDArray[np.float32]:
+        """Some of them, as an array."""
+
+
+class Loaded:
+    """The images of a part, decoded when they are asked for: all of them need not fit into memory.
+
+    Args:
+        root: folder the items' paths start from.
+        items: what to load.
+        load: decodes and preprocesses one file.
+    """
+
+    def __init__(self, root: Path, items: Sequence[Item], *, load: LoadImage) -> None:
+        self._root, self._items, self._load = root, items, load
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, which: slice) -> NDArray[np.float32]:
+        """Returns images of shape (images, 3, height, width)."""
+        return np.stack([self._load(self._root / item.path) for item in self._items[which]])

@@ -5,19 +5,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-Images = NDArray[np.float32]
+from pipeline.parts.index import Images
+
 Logits = NDArray[np.float32]
 BATCH = 256
 
 
 @torch.inference_mode()
 def torch_logits(model: nn.Module, images: Images) -> Logits:
-    """Returns logits of shape (images, classes) for images of shape (images, 3, height, width)."""
+    """Returns logits of shape (images, classes), and takes no more than 256 images at once."""
     device = next(model.parameters()).device
     model.eval()
-    parts = [model(torch.from_numpy(part).to(device)).float().cpu().numpy() for part in _chunks(images)]
-    return np.concatenate(parts)
-
-
-def _chunks(images: Images) -> list[Images]:
-    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return np.concatenate([model(torch.from_numpy(part).to(device)).float().cpu().numpy() for part in parts])

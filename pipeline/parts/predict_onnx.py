@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-Images = NDArray[np.float32]
+from pipeline.parts.index import Images
+
 Logits = NDArray[np.float32]
 
 
@@ -17,14 +18,14 @@ def onnx_logits(path: Path, images: Images) -> Logits:
     return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
 
 
-def onnx_function(path: Path) -> Callable[[Images], Logits]:
+def onnx_function(path: Path) -> Callable[[NDArray[np.float32]], Logits]:
     """Loads an ONNX file of one input and one output as a function."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: notes on graph optimisation are no news to a user
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def run(images: Images) -> Logits:
+    def run(images: NDArray[np.float32]) -> Logits:
         result: Logits = session.run(None, {name: images})[0]
         return result
 

@@ -16,7 +16,7 @@ from pipeline.base.errors import ModelError
 from pipeline.base.parity import Parity, compare
 from pipeline.base.provenance import git_revision
 from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
-from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.index import Loaded, LoadImage, read_index
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
@@ -54,8 +54,8 @@ def export(
         ParityError: the ONNX file answers differently.
     """
     index, root = read_index(data)
-    images = stacked(root, index.splits["validation"], load=load)
-    labels = labels_of(index.splits["validation"])
+    images = Loaded(root, index.parts["validation"], load=load)
+    labels = index.parts["validation"].labels
     model, names = load_merged(merged, "student", student)
     graph = to_onnx(model, torch.from_numpy(images[:1]), opset=opset)
     _check_layer_norms(graph, model)
@@ -80,7 +80,7 @@ def export(
     )
     # Evenly spaced, because the split is sorted by path: the first ones would all be of one class.
     chosen = np.linspace(0, len(images) - 1, min(golden_count, len(images))).round().astype(int)
-    write_bundle(output, info, golden=images[chosen])
+    write_bundle(output, info, golden=np.concatenate([images[place : place + 1] for place in chosen.tolist()]))
     return parity
 
 

@@ -12,7 +12,7 @@ from pipeline.base.parity import Parity, accuracy_percent, compare
 from pipeline.parts.adapters.inject import adapters, merge
 from pipeline.parts.adapters.lora import LoraLinear
 from pipeline.parts.adapters.saved import restore
-from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.index import Loaded, LoadImage, read_index
 from pipeline.parts.models import ModelSpec, build_model, load_merged, save_merged
 from pipeline.parts.network import Network
 from pipeline.parts.predict import torch_logits
@@ -52,8 +52,8 @@ def merge_models(
         ParityError: a merged network answers differently from the trained one.
     """
     index, root = read_index(data)
-    images = stacked(root, index.splits["validation"], load=load)
-    labels = labels_of(index.splits["validation"])
+    images = Loaded(root, index.parts["validation"], load=load)
+    labels = index.parts["validation"].labels
     with np.load(distilled / "validation_logits.npz", allow_pickle=False) as stored:
         trained = dict(stored)
     specs = {role: spec for role, spec in (("teacher", teacher), ("student", student)) if role in trained}
@@ -72,8 +72,8 @@ def merge_models(
         parity = compare(("torch", before), ("merged", after), labels=labels, tolerance=tolerance)
         save_merged(output, role, model, labels=index.labels)
     parity.write(output / "parity.json")
-    images = stacked(root, index.splits["test"], load=load)  # in place of the others: both may not fit into memory
-    labels = labels_of(index.splits["test"])
+    images = Loaded(root, index.parts["test"], load=load)
+    labels = index.parts["test"].labels
     accuracies = {
         role: {"test_accuracy_percent": round(accuracy_percent(torch_logits(model, images), labels), 3)}
         for role, spec in specs.items()

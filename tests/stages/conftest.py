@@ -63,6 +63,7 @@ class Project:
         monkeypatch.chdir(self.root)
         monkeypatch.setattr("sys.argv", [module, *arguments])
         monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(self.root / ".cache"))
         capsys.readouterr()
         code = 0
         try:

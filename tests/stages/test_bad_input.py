@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from pipeline.parts.index import read_index
 from tests import tiny
 from tests.stages.conftest import SCHEDULE
 
@@ -172,15 +173,15 @@ def no_runtime(_, monkeypatch):
 
 
 def edited_index(project, _):
-    file = project.root / "artifacts/data/index.json"
-    file.write_text(file.read_text().replace('"label": 0', '"label": 1', 1))
+    file = project.root / "artifacts/data/train.csv"
+    file.write_text(file.read_text().replace(',"0",', ',"1",', 1))
 
 
 def missing_test_image(project, _):
     index = json.loads((project.root / "artifacts/data/index.json").read_text())
     index["root"] = str(project.root / "images")
     (project.root / "artifacts/data/index.json").write_text(json.dumps(index))
-    (project.root / "images" / index["splits"]["test"][0]["path"]).unlink()
+    (project.root / "images" / read_index(project.root / "artifacts/data")[0].parts["test"][0].path).unlink()
 
 
 def no_record(project, _):
@@ -193,8 +194,14 @@ FAULTS = [
     Fault("value out of range", out_of_range, "distill", 2, ("`distill.rank` is 0", "greater than or equal to 1")),
     Fault("stale parameters", stale_parameters, "guard", 2, ("`distill.rank` is 2", "4 in configs/", "slad repro")),
     Fault("missing data folder", missing_folder, "prepare", 3, ("`prepare.path`", "no folder", "give the folder")),
-    Fault("image that cannot be decoded", broken_image, "prepare", 3, ("1 broken image", "class_1/bad.png")),
-    Fault("one class only", one_class, "prepare", 3, ("1 class folder", "at least two")),
+    Fault(
+        "image that cannot be decoded",
+        broken_image,
+        "prepare",
+        3,
+        ("cannot be decoded", "class_1/bad.png"),
+    ),
+    Fault("one class only", one_class, "prepare", 3, ("holds 1 class(es)", "at least two")),
     Fault(
         "student wider than the teacher",
         wide_student,

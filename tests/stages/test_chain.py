@@ -47,7 +47,7 @@ def test_no_temporary_file_and_no_checkpoint_is_left(finished):
 def test_a_record_ties_every_number_to_its_engine(finished, target):
     root = finished.root
     record = json.loads((root / f"reports/{target}.json").read_text())
-    tests = len(read_index(root / "artifacts/data")[0].splits["test"])
+    tests = len(read_index(root / "artifacts/data")[0].parts["test"])
     assert {"fp32", "int8"} <= set(record["variants"])
     for name, variant in record["variants"].items():
         manifest = json.loads((root / f"artifacts/compiled/{target}/{name}/manifest.json").read_text())

@@ -52,6 +52,18 @@ def test_images_that_are_not_there_change_nothing(slad, tmp_path):
     assert (tmp_path / "params.yaml").read_bytes() == before
 
 
+def test_a_list_is_a_file(slad, tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n")
+    assert slad("sync", "data=list", f"prepare.path={tmp_path / 'list.csv'}").exit_code == 0
+    assert prepared(tmp_path)["source"] == "list"
+    assert slad("sync", "data=list", f"prepare.path={tmp_path}").exit_code == 3
+
+
+def test_a_named_set_need_not_be_there_yet(slad, tmp_path):
+    named = ("data=named", "prepare.name=torch/cifar10", f"prepare.path={tmp_path / 'later'}", "prepare.download=true")
+    assert slad("sync", *named).exit_code == 0
+
+
 def test_a_recorded_override_stays_until_it_is_reset(slad, tmp_path):
     assert slad("sync", "distill.rank=4").exit_code == 0
     assert slad("sync", "seed=1").exit_code == 0

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.base.errors import ModelError, ParamsError
+from pipeline.base.errors import DataError, ModelError, ParamsError
 from pipeline.base.progress import notice
 from pipeline.base.seeding import derived, draw_from, seed_everything
 from pipeline.parts.adapters.inject import adapters, prove_gradients
@@ -21,6 +21,7 @@ from pipeline.parts.data import Augment, Images, ImageStream, Mixing, evaluation
 from pipeline.parts.index import Index, Item, LoadImage, read_index
 from pipeline.parts.models import RANDOM, ModelSpec, build_model
 from pipeline.parts.network import Network
+from pipeline.parts.pixels import KeptPixels
 from pipeline.parts.training import Phase, Run, make_accelerator
 from pipeline.steps.distill.alignment import Alignment
 from pipeline.steps.distill.method import Method
@@ -36,6 +37,7 @@ class Feed:
 
     Attributes:
         load: decodes and preprocesses one image.
+        kept: does the same, but keeps what it decoded; None decodes every time.
         augment: random changes to training images.
         mixing: changes to whole batches.
         black: value of a black pixel after preprocessing, per channel.
@@ -46,6 +48,7 @@ class Feed:
     """
 
     load: LoadImage
+    kept: KeptPixels | None = None
     augment: Augment
     mixing: Mixing
     black: tuple[float, ...]
@@ -94,7 +97,10 @@ def distill(
     specs = {"teacher": teacher, "student": student} if method.has_teacher else {"student": student}
     seed_everything(seed)
     index, root = read_index(data)
-    _check_size(specs, index.splits["train"][0], root, feed.load)
+    if index.parts["train"].masked:
+        msg = f"the images of {str(data)!r} have masks; these models learn one class per image: choose another source"
+        raise DataError(msg)
+    _check_size(specs, index.parts["train"][0], root, feed.load)
     _rehearse(specs, method)
     models = {role: build_model(spec, num_classes=len(index.labels), role=role) for role, spec in specs.items()}
     accelerator = make_accelerator(precision)
@@ -156,9 +162,9 @@ class _Session:
     ) -> None:
         self.models, self.method, self.feed, self.accelerator, self.seed = models, method, feed, accelerator, seed
         transform = feed.augment.transform(feed.black)
-        train, validation = index.splits["train"], index.splits["validation"]
-        self.training = Images(root, train, load=feed.load, transform=transform, seed=seed)
-        self.validation = Images(root, validation, load=feed.load)
+        train, validation = index.parts["train"], index.parts["validation"]
+        self.training = Images(root, train, load=feed.load, kept=feed.kept, transform=transform, seed=seed)
+        self.validation = Images(root, validation, load=feed.load, kept=feed.kept)
         self.mix = feed.mixing.transform(len(index.labels))
         for model in models.values():
             model.to(accelerator.device)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import DataError
 from pipeline.base.parity import Parity, compare
 from pipeline.parts.bundle import MODEL, BundleInfo, read_bundle, save_onnx, write_bundle
-from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.index import Loaded, LoadImage, read_index
 from pipeline.parts.predict_onnx import onnx_logits
 from pipeline.steps.quantize.lint import check_quantizers
 
@@ -45,18 +45,18 @@ def quantize(
         ModelError: the result holds a quantiser that is not symmetric signed INT8, or none.
     """
     index, root = read_index(data)
-    if not index.calibration:
+    if not len(index.parts["calibration"]):
         msg = f"the calibration list of {str(data)!r} is empty; raise `prepare.calibration_size`"
         raise DataError(msg)
-    calibration = stacked(root, index.calibration[:subset_size], load=load)
+    calibration = Loaded(root, index.parts["calibration"], load=load)[:subset_size]
     float_model = onnx.load(exported / MODEL)
     ignored = [] if attention else attention_matmuls(float_model)
     quantised = post_training_int8(float_model, calibration, ignored=ignored)
     check_quantizers(quantised)
     path = save_onnx(quantised, output)
 
-    images = stacked(root, index.splits["validation"], load=load)
-    labels = labels_of(index.splits["validation"])
+    images = Loaded(root, index.parts["validation"], load=load)
+    labels = index.parts["validation"].labels
     origin, result = onnx_logits(exported / MODEL, images), onnx_logits(path, images)
     parity = compare(("onnx", origin), (variant, result), labels=labels, tolerance=None)
     parity.write(output / "parity.json")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.steps.report.chain import Chain, Hop, assemble, read_host
 from pipeline.steps.report.charts import Point
+from pipeline.steps.report.dataset import read_dataset
 from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
 from pipeline.steps.report.verdict import Verdict, judge
@@ -74,7 +75,7 @@ def gather(
         samples={target.name: read_latencies(target.folder / "latency.csv") for target in records},
         training=_training(distill, merged),
         curves=read_curves(distill / "curves.csv"),
-        data=read_optional(data / "report.json"),
+        data=read_dataset(data),
         max_drop_points=max_drop_points,
         reference=reference,
         git_revision=git_revision,

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.steps.report import charts, figures
+from pipeline.steps.report import charts, dataset, figures
 from pipeline.steps.report.evidence import Evidence
 from pipeline.steps.report.records import Json, Target
 from pipeline.steps.report.svg import Canvas
@@ -23,7 +23,6 @@ LOSSES = {
     "mse": "difference of logits",
 }
 ACCURACIES = {"teacher_accuracy_percent": "teacher", "student_accuracy_percent": "student"}
-REFUSED_SHOWN = 50
 FILTERS = (
     figures.milliseconds,
     figures.percent,
@@ -63,7 +62,7 @@ def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
         histograms={target.name: _histogram(evidence, target, index=i) for i, target in enumerate(evidence.targets)},
         losses=_curves(evidence, LOSSES, titles=("Training losses", "loss"), name="losses"),
         accuracies=_curves(evidence, ACCURACIES, titles=("Validation accuracy", "accuracy, %"), name="accuracies"),
-        data=_data(evidence.data),
+        data=dataset.view(evidence.data),
         states={target.name: state_rows(target.state) for target in evidence.targets},
         fingerprints={target.name: list(flatten(target.device)) for target in evidence.targets},
     )
@@ -111,23 +110,6 @@ def _curves(evidence: Evidence, columns: Mapping[str, str], *, titles: tuple[str
         for variant, width in (("wide", WIDE / 2 - 10), ("narrow", NARROW))
     ]
     return _pair(*drawn)
-
-
-def _data(report: Json | None) -> dict[str, Any] | None:
-    """Images per class and split, totals, and what was refused."""
-    if report is None:
-        return None
-    counts: Mapping[str, Mapping[str, int]] = report.get("counts") or {}
-    labels = list(dict.fromkeys(label for split in counts.values() for label in split))
-    refused = report.get("refused") or []
-    return {
-        "source": report.get("source"),
-        "splits": list(counts),
-        "classes": [(label, [split.get(label, 0) for split in counts.values()]) for label in labels],
-        "totals": [sum(split.values()) for split in counts.values()],
-        "refused": refused[:REFUSED_SHOWN],
-        "refused_count": len(refused),
-    }
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.base.errors import DataError
 from pipeline.parts.bundle import MODEL
-from pipeline.parts.index import LoadImage, labels_of, read_index, stacked
+from pipeline.parts.index import Loaded, LoadImage, read_index
 from pipeline.parts.predict_onnx import onnx_logits
 
 
@@ -28,7 +28,7 @@ def write_reference_logits(path: Path, *, onnx: Path, data: Path, load: LoadImag
     if not variants:
         msg = f"no bundle in {str(onnx)!r}; run `dvc repro export`"
         raise DataError(msg)
-    images = stacked(root, index.splits["test"], load=load)
+    images = Loaded(root, index.parts["test"], load=load)
     arrays: dict[str, Any] = {variant: onnx_logits(onnx / variant / MODEL, images) for variant in variants}
-    arrays["labels"] = labels_of(index.splits["test"])
+    arrays["labels"] = index.parts["test"].labels
     np.savez(path, **arrays)

@@ -2,6 +2,7 @@ import pytest
 
 from deploy.data import load_split
 from deploy.errors import BundleError
+from tests.unit.deploy.conftest import write_split
 
 
 def test_split_has_absolute_paths_in_order(plant):
@@ -30,10 +31,46 @@ def test_linked_images_are_followed(plant, tmp_path):
     assert load_split(plant.data, "test").items[0].path.is_file()
 
 
-@pytest.mark.parametrize("path", ["../x.png", "/etc/passwd", "a/../../x.png"])
-def test_path_outside_the_root_is_refused(plant, edit, path):
-    edit(plant.data / "index.json", splits__test=[{"path": path, "label": 0, "sha256": ""}])
-    with pytest.raises(BundleError, match=r"`splits\.test\.0\.path` .* leaves the root"):
+def entry(**changes):
+    return {"path": "a.png", "label": 0, "sha256": "ab"} | changes
+
+
+@pytest.mark.parametrize(
+    ("faulty", "message"),
+    [
+        (entry(path="../x.png"), r"test\.csv, line 3: `path` '../x.png' leaves the root"),
+        (entry(path="/etc/passwd"), "`path` '/etc/passwd' leaves the root"),
+        (entry(path="a/../../x.png"), "leaves the root"),
+        (entry(label=4), r"line 3: `label` should be 0\.\.3, got '4'"),
+        (entry(label=-1), "got '-1'"),
+        (entry(label="cross"), "got 'cross'"),
+        (entry(path=""), "should hold `path`, `label` and `sha256`"),
+        (entry(sha256=""), "should hold"),
+    ],
+    ids=str,
+)
+def test_a_faulty_line_is_named(plant, faulty, message):
+    write_split(plant.data, "test", [entry(), faulty])
+    with pytest.raises(BundleError, match=message):
+        load_split(plant.data, "test")
+
+
+def test_a_list_without_its_columns_is_refused(plant):
+    write_split(plant.data, "test", [{"file": "a.png", "class": 0}])
+    with pytest.raises(BundleError, match="line 2: should hold `path`"):
+        load_split(plant.data, "test")
+
+
+def test_a_changed_list_is_refused(plant):
+    with (plant.data / "test.csv").open("a") as stream:
+        stream.write("b.png,0,ab\n")
+    with pytest.raises(BundleError, match=r"test\.csv: missing or changed .*dvc repro prepare"):
+        load_split(plant.data, "test")
+
+
+def test_a_missing_list_is_refused(plant):
+    (plant.data / "test.csv").unlink()
+    with pytest.raises(BundleError, match=r"test\.csv: missing or changed"):
         load_split(plant.data, "test")
 
 
@@ -41,12 +78,7 @@ def test_path_outside_the_root_is_refused(plant, edit, path):
     ("changes", "message"),
     [
         ({"root": "../other"}, "`root` '../other' leaves the data folder"),
-        ({"splits": {}}, "key `splits.test` is missing"),
-        ({"splits__test": {}}, "`splits.test` should be a list, got dict"),
-        ({"splits__test": ["x"]}, r"`splits\.test\.0` should hold `path`"),
-        ({"splits__test": [{"path": 1, "label": 0, "sha256": ""}]}, "should have strings"),
-        ({"splits__test": [{"path": "a", "label": 4, "sha256": ""}]}, r"label` should be 0\.\.3, got 4"),
-        ({"splits__test": [{"path": "a", "label": True, "sha256": ""}]}, "got True"),
+        ({"parts": {}}, "key `parts.test.sha256` is missing"),
         ({"schema": 3}, "has schema 3"),
     ],
 )

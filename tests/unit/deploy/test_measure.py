@@ -14,6 +14,7 @@ from deploy.errors import EngineError, ImageError, MeasureError, TargetError
 from deploy.latency import summarise
 from deploy.measure import check_record, measure_target
 from deploy.preprocess import load_image
+from tests.unit.deploy.conftest import write_split
 
 
 @pytest.fixture
@@ -180,8 +181,8 @@ def test_other_device_is_refused(measure, device):
     assert list(measure.output.iterdir()) == []
 
 
-def test_empty_test_split(measure, plant, edit):
-    edit(plant.data / "index.json", splits__test=[])
+def test_empty_test_split(measure, plant):
+    write_split(plant.data, "test", [])
     with pytest.raises(MeasureError, match="the test split is empty"):
         measure()
 

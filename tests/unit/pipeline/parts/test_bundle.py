@@ -80,3 +80,26 @@ def test_logits_of_many_images_are_those_of_each(tmp_path):
         alone = model(torch.from_numpy(images[299:])).numpy()
     np.testing.assert_allclose(together[299:], alone, atol=1e-5)
     assert onnx_logits(save_onnx(graph(), tmp_path), images).shape == (300, 2)
+
+
+class Counted:
+    """Images that note how many were asked for at once."""
+
+    def __init__(self, count):
+        self.count, self.asked = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, which):
+        self.asked.append(len(range(*which.indices(self.count))))
+        return np.zeros((self.asked[-1], 3, tiny.SIZE, tiny.SIZE), np.float32)
+
+
+def test_few_images_are_held_at_once(tmp_path):
+    images = Counted(600)
+    assert torch_logits(tiny.model(tiny.STUDENT), images).shape == (600, 3)
+    assert images.asked == [256, 256, 88]
+    images = Counted(5)
+    onnx_logits(save_onnx(graph(), tmp_path), images)
+    assert images.asked == [1] * 5

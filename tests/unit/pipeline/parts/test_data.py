@@ -20,7 +20,7 @@ def index(tmp_path):
 def source_of(index, *, augment=None, split="train", seed=0):
     found, root = index
     transform = None if augment is None else augment.transform((-1, -1, -1))
-    return Images(root, found.splits[split], load=tiny.LOAD, transform=transform, seed=seed)
+    return Images(root, found.parts[split], load=tiny.LOAD, transform=transform, seed=seed)
 
 
 def stream_of(index, *, augment=None, seed=0, batch_size=6, **options):
@@ -34,7 +34,7 @@ def equal(one, other):
 
 def test_images_are_what_the_device_sees(index):
     found, root = index
-    items = found.splits["test"]
+    items = found.parts["test"]
     images = Images(root, items, load=tiny.LOAD)
     assert len(images) == len(items)
     for index, item in enumerate(items):
@@ -45,7 +45,7 @@ def test_images_are_what_the_device_sees(index):
 
 def test_no_augmentation_changes_nothing(index):
     found, root = index
-    item = found.splits["train"][0]
+    item = found.parts["train"][0]
     plain = torch.from_numpy(tiny.LOAD(root / item.path))
     assert torch.equal(PLAIN.transform((-1, -1, -1))(plain), plain)
     assert not torch.equal(STRONG.transform((-1, -1, -1))(plain), plain)

@@ -1,28 +1,33 @@
-import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from deploy.data import load_split
 from pipeline.base.errors import DataError
-from pipeline.parts.index import Index, Item, labels_of, read_index, stacked, write_index
+from pipeline.parts.index import PARTS, Index, Item, Items, Loaded, read_index, write_index
 from tests import tiny
 
 
 def small_index():
-    items = {name: (Item(f"{name}.png", 0, "ab"),) for name in ("train", "validation", "test")}
-    return Index(("cat", "dog"), "images", items, items["train"])
+    parts = {name: Items.of([Item(f"{name}.png", 0, 64 * "a")]) for name in PARTS}
+    return Index(("cat", "dog"), "images", parts)
 
 
 def test_an_index_comes_back_equal(tmp_path):
-    write_index(small_index(), tmp_path)
-    assert read_index(tmp_path) == (small_index(), tmp_path / "images")
+    written = write_index(small_index(), tmp_path)
+    assert replace(written, sha256="") == small_index()
+    assert read_index(tmp_path) == (written, tmp_path / "images")
 
 
-def test_an_edited_index_is_refused(tmp_path):
+@pytest.mark.parametrize(("name", "old", "new"), [("test.csv", ',"0",', ',"1",'), ("index.json", "dog", "fox")])
+def test_an_edited_index_is_refused(tmp_path, name, old, new):
     write_index(small_index(), tmp_path)
-    content = json.loads((tmp_path / "index.json").read_text())
-    content["splits"]["test"][0]["label"] = 1
-    (tmp_path / "index.json").write_text(json.dumps(content))
+    file = tmp_path / name
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
     with pytest.raises(DataError, match="changed after it was written.*dvc repro -f prepare"):
         read_index(tmp_path)
 
@@ -32,10 +37,33 @@ def test_an_absent_index_is_named(tmp_path):
         read_index(tmp_path)
 
 
-def test_images_are_stacked_in_their_order(tmp_path):
+def test_images_are_loaded_in_their_order_when_they_are_asked_for(tmp_path):
     root = tiny.write_images(tmp_path / "images")
-    items = tiny.prepared(tmp_path / "data", root).splits["validation"]
-    images = stacked(root, items, load=tiny.LOAD)
-    assert images.shape == (len(items), 3, tiny.SIZE, tiny.SIZE)
-    assert np.array_equal(images[-1], tiny.LOAD(root / items[-1].path))
-    assert labels_of(items).tolist() == [item.label for item in items]
+    items = tiny.prepared(tmp_path / "data", root).parts["validation"]
+    asked = []
+
+    def load(path):
+        asked.append(path)
+        return tiny.LOAD(path)
+
+    images = Loaded(root, items, load=load)
+    assert len(images) == len(items)
+    assert asked == []
+    some = images[1:3]
+    assert some.shape == (2, 3, tiny.SIZE, tiny.SIZE)
+    assert np.array_equal(some[1], tiny.LOAD(root / items[2].path))
+    assert asked == [root / items[1].path, root / items[2].path]
+
+
+@pytest.mark.parametrize("name", ["a\rb.png", "a\nb.png", 'a,"b".png', " a.png", "caf\u00e9.png"])
+def test_any_name_comes_back(tmp_path, name):
+    items = Items.of([Item(f"c/{name}", 0, "ab" * 32), Item("c/z.png", 1, "cd" * 32)])
+    written = write_index(Index(("x", "y"), "images", dict.fromkeys(PARTS, items)), tmp_path)
+    assert read_index(tmp_path)[0] == written
+    (tmp_path / "images/c").mkdir(parents=True)
+    assert [item.name for item in load_split(tmp_path, "test").items] == [f"c/{name}", "c/z.png"]
+
+
+def test_a_name_that_is_not_utf8_is_refused():
+    with pytest.raises(DataError, match="the file name 'c/caf.*' is not UTF-8; rename it"):
+        Items.of([Item(os.fsdecode(b"c/caf\xe9.png"), 0, "")])

@@ -18,7 +18,7 @@ from pipeline.base.errors import DataError, ModelError, ParityError
 from pipeline.base.parity import accuracy_percent
 from pipeline.parts.adapters.inject import inject, own_factors
 from pipeline.parts.adapters.saved import trained_state
-from pipeline.parts.index import Index, labels_of, read_index, stacked, write_index
+from pipeline.parts.index import Index, Loaded, read_index, write_index
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
@@ -37,7 +37,7 @@ def chain(tmp_path_factory):
     tiny.prepared(root / "data", tiny.write_images(root / "images"))
     distilled = root / "distilled"
     distilled.mkdir()
-    images = stacked(root / "images", read_index(root / "data")[0].splits["validation"], load=tiny.LOAD)
+    images = Loaded(root / "images", read_index(root / "data")[0].parts["validation"], load=tiny.LOAD)
     trained = {}
     for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
         model = tiny.model(which)
@@ -123,8 +123,8 @@ def test_accuracies_are_those_of_the_merged_networks(chain):
     index, root = read_index(chain / "data")
     for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
         model, _ = load_merged(chain / "merged", role, which)
-        images = stacked(root, index.splits["test"], load=tiny.LOAD)
-        expected = accuracy_percent(torch_logits(model, images), labels_of(index.splits["test"]))
+        images = Loaded(root, index.parts["test"], load=tiny.LOAD)
+        expected = accuracy_percent(torch_logits(model, images), index.parts["test"].labels)
         assert record[role] == {"test_accuracy_percent": pytest.approx(expected, abs=1e-3)}
 
 
@@ -221,7 +221,7 @@ def test_the_device_takes_each_bundle(chain, variant):
     inputs, outputs = load_golden(bundle)
     np.testing.assert_array_equal(onnx_logits(bundle.onnx, inputs), outputs)
     assert bundle.precision == variant
-    validation, root = read_index(chain / "data")[0].splits["validation"], chain / "images"
+    validation, root = read_index(chain / "data")[0].parts["validation"], chain / "images"
     known = {tiny.LOAD(root / item.path).tobytes(): item.label for item in validation}
     assert {known[image.tobytes()] for image in inputs} == {0, 1, 2}
     assert bundle.lineage["data_sha256"] == read_index(chain / "data")[0].sha256
@@ -273,7 +273,8 @@ def test_two_runs_give_the_same_bytes(chain, tmp_path):
 def test_an_empty_calibration_list_is_refused(chain, tmp_path):
     index, root = read_index(chain / "data")
     (chain / "empty").mkdir(exist_ok=True)
-    write_index(Index(index.labels, str(root), index.splits, ()), chain / "empty")
+    parts = index.parts | {"calibration": index.parts["calibration"][:0]}
+    write_index(Index(index.labels, str(root), parts), chain / "empty")
     with pytest.raises(DataError, match="calibration list .* is empty"):
         quantize_to(chain, tmp_path / "int8", data="empty")
 

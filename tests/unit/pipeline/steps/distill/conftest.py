@@ -1,10 +1,10 @@
 """Images and weights that no test of this folder changes."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from pipeline.parts.index import read_index
 from tests import tiny
 from tests.unit.pipeline.steps.distill.methods import write_weights
 
@@ -22,10 +22,10 @@ def untested(tmp_path_factory) -> Path:
     """The same, but its test images are gone: whoever reads one of them fails."""
     root = tmp_path_factory.mktemp("untested")
     tiny.prepared(root / "index", tiny.write_images(root / "images"))
-    index = json.loads((root / "index/index.json").read_text())
-    assert index["splits"]["test"]
-    for item in index["splits"]["test"]:
-        (root / "images" / item["path"]).unlink()
+    index, _ = read_index(root / "index")
+    assert len(index.parts["test"])
+    for item in index.parts["test"]:
+        (root / "images" / item.path).unlink()
     return root / "index"
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pipeline.base.errors import ModelError
 from pipeline.parts.adapters.sharing import ALTERNATIVES, Sharing
-from pipeline.parts.index import read_index, stacked
+from pipeline.parts.index import Loaded, read_index
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.steps.distill.alone import StudentOnly
@@ -61,7 +61,7 @@ def test_a_cnn_is_trained_and_merged(tmp_path, tested, untested, pretrained, cas
     merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair)
     model, _ = load_merged(tmp_path / "merged", "student", cnn(pretrained))
     index, root = read_index(untested)
-    images = stacked(root, index.splits["validation"], load=tiny.LOAD)
+    images = Loaded(root, index.parts["validation"], load=tiny.LOAD)
     np.testing.assert_allclose(torch_logits(model, images), logits_of(tmp_path / "out")["student"], atol=1e-3)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.parts.index import read_index, stacked
+from pipeline.parts.index import Loaded, read_index
 from pipeline.parts.models import build_model, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.steps.merge import merge_models
@@ -187,7 +187,7 @@ def test_nothing_else_is_trained(trained, pretrained):
 
 def test_the_merged_student_answers_like_the_trained_one(trained, untested, pretrained):
     index, root = read_index(untested)
-    images = stacked(root, index.splits["validation"], load=tiny.LOAD)
+    images = Loaded(root, index.parts["validation"], load=tiny.LOAD)
     for role in trained.roles:
         model, labels = load_merged(trained.merged, role, specs(pretrained, trained.name)[role])
         assert labels == list(index.labels)

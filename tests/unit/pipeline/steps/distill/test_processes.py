@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from pipeline.parts.index import labels_of, read_index
+from pipeline.parts.index import read_index
 from tests import tiny
 from tests.unit.pipeline.steps.distill.runs import train
 
@@ -61,7 +61,7 @@ def test_the_recorded_accuracy_is_that_of_the_network_that_is_kept(tmp_path, dat
     start_processes(join, args=(2, free_port(), (tmp_path / "two", data, "cnn", {})), nprocs=2, start_method="spawn")
     index, _ = read_index(data)
     with np.load(tmp_path / "two/validation_logits.npz") as logits:
-        right = (logits["student"].argmax(1) == labels_of(index.splits["validation"])).mean()
+        right = (logits["student"].argmax(1) == index.parts["validation"].labels).mean()
     with (tmp_path / "two/curves.csv").open() as file:
         recorded = float(list(csv.DictReader(file))[-1]["student_accuracy_percent"])
     assert recorded == pytest.approx(100 * right)

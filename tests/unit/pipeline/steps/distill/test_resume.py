@@ -26,7 +26,7 @@ RESULT = (
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     index = tiny.prepared(root / "index", tiny.write_images(root / "images"))
-    assert len(index.splits["train"]) == 18
+    assert len(index.parts["train"]) == 18
     return root / "index"
 
 

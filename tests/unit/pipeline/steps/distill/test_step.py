@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.base.errors import ModelError, ParamsError, WeightsError
+from pipeline.base.errors import DataError, ModelError, ParamsError, WeightsError
 from pipeline.parts.data import Mixing
+from pipeline.parts.index import Index, read_index, write_index
 from pipeline.steps.distill import step
 from pipeline.steps.distill.idat import Idat
 from pipeline.steps.distill.joint import JointLora
@@ -30,6 +31,18 @@ from tests.unit.pipeline.steps.distill.methods import (
 
 SHORT = replace(SCHEDULE, epochs=2)
 QUICK: JointLora = replace(METHODS["slad"], schedule=SHORT)
+
+
+def test_images_with_masks_are_refused(tmp_path, untested, pretrained):
+    index, root = read_index(untested)
+    parts = {
+        name: items.replaced(mask=items.columns["path"], mask_sha256=items.columns["sha256"])
+        for name, items in index.parts.items()
+    }
+    (tmp_path / "masked").mkdir()
+    write_index(Index(index.labels, str(root), parts), tmp_path / "masked")
+    with pytest.raises(DataError, match="have masks; these models learn one class per image"):
+        train(tmp_path / "out", tmp_path / "masked", QUICK, specs(pretrained, "slad"))
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_teacher])

@@ -230,7 +230,7 @@ def write_host(project: Project) -> None:
         split: {str(i): size + i % 3 for i in range(CLASSES)}
         for split, size in (("train", 118), ("validation", 35), ("test", 44))
     }
-    project.write("data/report.json", {"schema": 1, "source": "digits", "counts": counts, "refused": []})
+    project.write("data/report.json", {"schema": 2, "source": "digits", "counts": counts, "findings": []})
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import base64
 import csv
 import itertools
 import json
@@ -133,9 +134,9 @@ def test_training_data_device_and_provenance(project):
     assert "3 min 4 s" in training
     assert "612" in training
     assert "0.61 before, 0.72 after" in training
-    assert ["0", "118", "35", "44"] in page.rows
-    assert ["All 10 classes", "1,189", "359", "449"] in page.rows
-    assert "No file was refused." in page.text("data")
+    assert ["0", "", "118", "35", "44"] in page.rows
+    assert ["All 10 classes", "", "1,189", "359", "449"] in page.rows
+    assert "The checks of the data found nothing." in page.text("data")
     assert ["cpu.model", "Intel(R) Xeon(R) Platinum 8481C"] in page.rows
     assert ["load_1m", "0.3", "1.1"] in page.rows
     assert ["temperature_c", "not readable", "not readable"] in page.rows
@@ -156,19 +157,54 @@ def test_invalid_run_is_told_everywhere(project):
     assert "throttled" in page.text("device")
 
 
-def test_refused_files_are_listed_up_to_a_limit(project):
-    refused = [{"path": f"x{index}.png", "reason": "truncated"} for index in range(60)]
-    project.edit("data/report.json", lambda r: r.update(refused=refused))
+def found(path, **more):
+    return {"kind": "broken", "action": "dropped", "paths": [path], "reason": "cut short", **more}
+
+
+def test_findings_are_listed_up_to_a_limit(project):
+    findings = [found(f"x{index}.png") for index in range(60)]
+    project.edit("data/report.json", lambda r: r.update(findings=findings, found={"broken dropped": 60}))
     project.build()
     page = project.page()
-    assert ["x49.png", "truncated"] in page.rows
-    assert ["x50.png", "truncated"] not in page.rows
-    assert "Refused: 60 files, the first 50 shown" in page.text("data")
+    assert ["broken file", "x49.png", "cut short", "dropped"] in page.rows
+    assert ["broken file", "x50.png", "cut short", "dropped"] not in page.rows
+    assert "Found in the data: broken file, dropped: 60. The first 50 of 60;" in page.text("data")
+
+
+def test_of_copies_it_is_said_which_went(project):
+    pair = {"kind": "near_copies", "paths": ["test/a.png", "train/b.png"], "reason": "correlation 0.970"}
+    findings = [found("", **pair, dropped=["train/b.png"]), found("", **pair, action="kept")]
+    project.edit("data/report.json", lambda r: r.update(findings=findings))
+    project.build()
+    rows = project.page().rows
+    assert ["near copy", "test/a.png, train/b.png", "correlation 0.970", "dropped: train/b.png"] in rows
+    assert ["near copy", "test/a.png, train/b.png", "correlation 0.970", "kept"] in rows
+
+
+def test_samples_stand_beside_their_class(project):
+    (project.path("data") / "samples").mkdir()
+    for name in ("0-1.jpg", "0-0.jpg", "9-0.jpg", "other.jpg"):
+        (project.path("data") / "samples" / name).write_bytes(name.encode())
+    project.build()
+    page = project.page()
+    shown = [base64.b64decode(found["src"].split(",")[1]).decode() for found in page.attributes("img")]
+    assert shown == ["0-0.jpg", "0-1.jpg", "9-0.jpg"]
+
+
+def test_sizes_and_bars(project):
+    sides = {"width": {"smallest": 8, "median": 9, "largest": 12}, "height": {"smallest": 6, "median": 6, "largest": 6}}
+    counts = {"train": {"a": 6, "b": 3}, "test": {"a": 2, "b": 0}}
+    project.edit("data/report.json", lambda r: r.update(**sides, counts=counts, calibration=4))
+    project.build()
+    page = project.page()
+    assert "8 x 6 to 12 x 6" in page.text("data")
+    widths = [found["style"] for found in page.attributes("span") if "style" in found]
+    assert widths == ["width:75.0%", "width:25.0%", "width:37.5%", "width:0.0%"]
 
 
 def test_user_data_is_escaped(project):
     evil = "<b>bold</b><script>x</script>"
-    project.edit("data/report.json", lambda r: r["refused"].append({"path": evil, "reason": evil}))
+    project.edit("data/report.json", lambda r: r["findings"].append(found(evil, reason=evil, kind=evil)))
     project.edit("data/report.json", lambda r: [split.update({evil: 1}) for split in r["counts"].values()])
     project.edit(
         "measured/cpu-openvino/record.json",
@@ -180,7 +216,7 @@ def test_user_data_is_escaped(project):
     assert "<script" not in html
     page = project.page()
     assert page.unbalanced == []
-    assert [evil, "1", "1", "1"] in page.rows
+    assert [evil, "", "1", "1", "1"] in page.rows
     assert f"t {evil}" in page.text("verdict")
 
 

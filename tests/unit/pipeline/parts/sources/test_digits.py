@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from pipeline.parts.digits import write_digits
+from pipeline.parts.sources.digits import write_digits
 
 
 def test_digits_are_the_real_ones(tmp_path):
