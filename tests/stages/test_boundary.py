@@ -1,35 +1,25 @@
 """What a stage says as it ends."""
 
 import io
-from functools import partial
-from pathlib import Path
 
 import pytest
-from torch.utils.data import DataLoader
+from torch._utils import ExceptionWrapper
 
+from deploy.errors import ImageError
 from deploy.preprocess import load_image
 from stages.boundary import run
 from tests import tiny
-from tests.alone import alone
 
 
-class Lost:
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, place):
-        return load_image(Path("lost.png"), tiny.PREPROCESS)
-
-
-def read_with_a_worker():
+def test_an_error_of_a_process_that_loads_images_is_one_line(tmp_path):
+    with pytest.raises(ImageError) as lost:
+        load_image(tmp_path / "lost.png", tiny.PREPROCESS)
+    # What a DataLoader makes of an error in one of its processes: the traceback there becomes the message.
+    error = lost.value
+    handed_on = ExceptionWrapper((type(error), error, error.__traceback__), "in DataLoader worker process 0")
     voice = io.StringIO()
     with pytest.raises(SystemExit) as ended:
-        run(partial(list, DataLoader(Lost(), num_workers=1)), voice=voice)
-    said = voice.getvalue()
-    assert said.startswith("error: image lost.png: no such file; restore it")
-    assert said.count("\n") == 1
-    assert ended.value.code == 3
-
-
-def test_an_error_of_a_process_that_loads_images_is_one_line():
-    alone(read_with_a_worker)
+        run(handed_on.reraise, voice=voice)
+    assert voice.getvalue().startswith(f"error: image {tmp_path / 'lost.png'}: no such file; restore it")
+    assert voice.getvalue().count("\n") == 1
+    assert ended.value.code == ImageError.exit_code

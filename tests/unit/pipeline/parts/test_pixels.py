@@ -1,5 +1,7 @@
-import multiprocessing
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from deploy.files import sha256_file
 from deploy.preprocess import fit_image, load_image, normalised
 from pipeline.parts.pixels import KeptPixels
 from tests import tiny
+
+ROOT = Path(__file__).parents[4]
 
 
 def write(path, seed=0):
@@ -79,19 +83,26 @@ def test_a_folder_that_cannot_be_written_is_done_without(image, tmp_path, capsys
     assert capsys.readouterr().err.count("`distill.pixels`: cannot write") == 1
 
 
-def load_all(folder, images):
-    for image in images:
-        kept(folder).load(image, sha256_file(image))
+# A process of its own that imports no torch.
+SHARE = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.parts.pixels import KeptPixels
+folder, *images = map(Path, sys.argv[1:])
+fit = lambda path: np.full((9, 9, 3), int(path.stem), np.uint8)
+pixels = KeptPixels(folder, fit=fit, normalise=np.float32, recipe="")
+for image in images:
+    assert (pixels.load(image, image.with_suffix(".sha256").read_text()) == int(image.stem)).all()
+"""
 
 
 def test_processes_share_a_folder(tmp_path):
     images = [write(tmp_path / f"{number}.png", number) for number in range(50)]
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=load_all, args=(tmp_path / "pixels", images)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    for image in images:
+        image.with_suffix(".sha256").write_text(sha256_file(image))
+    command = [sys.executable, "-c", SHARE, str(tmp_path / "pixels"), *map(str, images)]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(list((tmp_path / "pixels").rglob("*.npz"))) == 50
     assert not list((tmp_path / "pixels").rglob("*.tmp"))
