@@ -114,7 +114,7 @@ def handle_million(output: Path) -> None:
             source="made up",
             decoders=replace(DECODERS, image=lambda _: Image.new("RGB", (8, 8))),
             survey=MadeUp(nothing, workers=1),
-            policy=policy() | {"near_copies": "keep"},
+            policy=policy(),
             near_similarity=NEAR,
             ignore=None,
             draws=DRAW,

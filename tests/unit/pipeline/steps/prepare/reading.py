@@ -4,9 +4,12 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pipeline.base.errors import DataError
 from pipeline.parts.index import SPLITS
+from tests import tiny
 
 
 def splits_of(index):
@@ -36,3 +39,11 @@ def scene(number, *, brighter=0):
     coarse = np.random.default_rng(number).integers(30, 220, (8, 8, 3), dtype=np.uint8)
     fine = np.asarray(Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC), np.int16)
     return Image.fromarray((fine + brighter).clip(0, 255).astype(np.uint8))
+
+
+def refused(output, folder, words, **options):
+    """The data cannot be used: one line says so, and nothing is written."""
+    with pytest.raises(DataError, match=words) as caught:
+        tiny.prepared(output, folder, **options)
+    assert "\n" not in str(caught.value)
+    assert list(output.iterdir()) == []
