@@ -7,8 +7,10 @@ ratios are medians over the rounds of the ratio within a round. Contestants:
 - slad, joint_lora, finetune_kd: the project's own methods, objectives and training loop.
 - slad upper: adapters in the upper half of the blocks alone (distill.depth=0.5).
 - peft: the joint loss with LoRA of the library peft on the fused qkv layer of both models, r alike.
-- slad compiled, finetune_kd compiled, with --compiled: the same through torch.compile, whose minutes of compiling are
-  not counted.
+- with --also compiled: slad and finetune_kd through torch.compile, whose minutes of compiling are not counted.
+- with --also channels_last: slad with images and weights in that memory format.
+- with --also cached: slad upper, its untouched lower blocks not run but their outputs copied from memory: least that
+  a cache of them could cost (per image 0.45 MB with the small pair, and the images may never be augmented).
 - floor: forward of both frozen models and backward of activations only; no method that trains in front of the last
   block can cost less.
 
@@ -48,7 +50,11 @@ CLASSES, RANK, SIZE = 10, 16, 224
 SCHEDULE = Schedule(epochs=1000, learning_rate=1e-4, weight_decay=0.01, warmup_epochs=0, clip_norm=1.0)
 LORA = Lora(targets=("q", "k", "v"), rank=RANK, alpha=16.0)
 NAMES = ("slad", "slad upper", "joint_lora", "finetune_kd", "peft", "floor")
-COMPILED = " compiled"
+ALSO = {
+    "compiled": ("slad compiled", "finetune_kd compiled"),
+    "channels_last": ("slad channels_last",),
+    "cached": ("slad upper cached",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ class Fixed:
     images: int
     steps: int = 1000
     accumulation: int = 1
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields one random batch again and again."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.images, 3, SIZE, SIZE, generator=generator)
+        images = images.to(memory_format=self.memory_format)
         labels = torch.randint(CLASSES, (self.images,), generator=generator)
         return repeat((images, labels), stop - start)
 
@@ -115,19 +123,36 @@ def floor(teacher: Network, student: Network, accelerator: Accelerator, batch: i
     return step
 
 
+def keep_lower(model: Network, images: Tensor) -> None:
+    """Runs the lower half of the blocks once, and from then on copies what came out."""
+    half = len(model.blocks) // 2
+    kept: list[Tensor] = []
+    hook = model.blocks[half].register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0].detach()))
+    with torch.no_grad():
+        model(images)
+    hook.remove()
+    model.forward_features = lambda _images, **_masks: model.norm(model.blocks[half:](kept[0].clone()))
+
+
 def contestant(name: str, which: str, batch: int, accelerator: Accelerator) -> Callable[[], None]:
     """Returns one step of training: of every stage, where there are several."""
     teacher, student = pair(which)
     if name == "floor":
         return floor(teacher, student, accelerator, batch)
+    way = next((way for way in ALSO if name.endswith(way)), "")
+    feed = Fixed(batch, memory_format=torch.channels_last if way == "channels_last" else torch.contiguous_format)
     steps = []
-    for phase in phases(name.removesuffix(COMPILED), teacher, student):
-        phase.objective.to(accelerator.device)
-        run = Run(phase, Fixed(batch), accelerator=accelerator, seed=0, title=name)
+    for phase in phases(name.removesuffix(way).strip(), teacher, student):
+        phase.objective.to(accelerator.device, memory_format=feed.memory_format)
+        run = Run(phase, feed, accelerator=accelerator, seed=0, title=name)
         phase.objective.train()
-        if name.endswith(COMPILED):
+        if way == "compiled":
             phase.objective.compile()
-        steps.append((phase, run, Fixed(batch).batches(0, 10**9)))
+        if way == "cached":
+            images, _ = next(feed.batches(0, 1))
+            for model in (teacher, student):
+                keep_lower(model, images.to(accelerator.device))
+        steps.append((phase, run, feed.batches(0, 10**9)))
 
     def step() -> None:
         for phase, run, batches in steps:
@@ -171,11 +196,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="images per epoch, to state seconds per epoch")
     parser.add_argument("--precision", default="auto")
     parser.add_argument(
-        "--compiled", action="store_true", help="adds torch.compile; on a CPU that takes a C++ compiler"
+        "--also", nargs="*", choices=ALSO, default=[], help="more ways; compiled takes a C++ compiler on a CPU"
     )
     parser.add_argument("--json", help="file for all samples")
     args = parser.parse_args()
-    names = (*NAMES, "slad" + COMPILED, "finetune_kd" + COMPILED) if args.compiled else NAMES
+    names = (*NAMES, *(name for way in args.also for name in ALSO[way]))
     accelerator = make_accelerator(args.precision)
     steps = {name: contestant(name, args.pair, args.batch, accelerator) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
