@@ -7,14 +7,14 @@ folder, after `make repro`. About 8 minutes on 2 cores.
 
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from deploy.bundle import Preprocess
-from deploy.preprocess import load_image
+from deploy.preprocess import load_image, load_mask
 from pipeline.base.params import Params, read_params
 from pipeline.base.sections import FoundationModel
 from pipeline.parts.data import Augment, Mixing
+from pipeline.parts.index import Load
 from pipeline.parts.models import ModelSpec
 from pipeline.parts.training import Schedule
 from pipeline.steps.distill.step import Feed, distill
@@ -62,7 +62,7 @@ def accuracy(init: str, folder: Path) -> dict[str, float]:
     augment = params.augment.model_dump()
     mixing = {key: augment.pop(key) for key in ("mixup", "cutmix", "label_smoothing")}
     feed = Feed(
-        load=partial(load_image, preprocess=Preprocess(**params.preprocess.model_dump())),
+        load=Load.by(load_image, load_mask, preprocess=Preprocess(**params.preprocess.model_dump())),
         augment=Augment(**augment),
         mixing=Mixing(**mixing),
         black=tuple(-mean / std for mean, std in zip(params.preprocess.mean, params.preprocess.std, strict=True)),

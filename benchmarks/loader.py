@@ -27,10 +27,10 @@ from torch import Tensor
 
 from deploy.bundle import Preprocess
 from deploy.files import sha256_file
-from deploy.preprocess import fit_image, load_image, normalised
+from deploy.preprocess import fit_image, load_image, load_mask, normalised
 from pipeline.parts.adapters.sharing import Sharing
 from pipeline.parts.data import Augment, Images, ImageStream
-from pipeline.parts.index import Item
+from pipeline.parts.index import Item, Items, Load
 from pipeline.parts.network import Network
 from pipeline.parts.pixels import KeptPixels
 from pipeline.parts.sources.listing import is_image
@@ -76,9 +76,9 @@ def loading(root: Path, files: list[Path], *, workers: int, kept: Path | None) -
     if kept is not None:
         fit, normalise = partial(fit_image, preprocess=RECIPE), partial(normalised, preprocess=RECIPE)
         pixels = KeptPixels(kept, fit=fit, normalise=normalise, recipe="benchmark")
-    items = [Item(file.relative_to(root).as_posix(), 0, sha256_file(file)) for file in files]
+    items = Items.of(Item(file.relative_to(root).as_posix(), 0, sha256_file(file)) for file in files)
     transform = Augment(degrees=10.0, translate=0.05, scale=(0.9, 1.2), flip=True).transform((-1.0, -1.0, -1.0))
-    load = partial(load_image, preprocess=RECIPE)
+    load = Load.by(load_image, load_mask, preprocess=RECIPE)
     images = Images(root, items, load=load, kept=pixels, transform=transform)
     stream = ImageStream(images, batch_size=BATCH, workers=workers, seed=0)
     if kept is not None:

@@ -4,11 +4,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.errors import DeployError, TargetError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 UNEXPECTED = 1
@@ -67,9 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--warmup-seconds", type=float, default=0.5, help="per variant (default %(default)s)")
     command.add_argument("--profile", default="standard", help="standard, or quick: never valid (default %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the order of measurement (default %(default)s)")
-    command = add("predict", _predict, "print label and probability of images")
+    command = add("predict", _predict, "print label and probability of images, or the share of their pixels by label")
     command.add_argument("--bundle", type=Path, required=True, help="bundle the engine was built from")
     command.add_argument("--engine", type=Path, required=True, help="folder of one engine")
+    command.add_argument("--masks", type=Path, help="folder to write each image's mask to, for models of masks")
     command.add_argument("images", type=Path, nargs="+", metavar="image")
     return parser
 
@@ -106,7 +111,7 @@ def _build(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     from deploy.device import read_fingerprint
     from deploy.files import replaced_folder
-    from deploy.measure import check_record, measure_target
+    from deploy.measure import Timing, check_record, measure_target
 
     spec, device = _read_spec(options.spec), read_fingerprint(options.device)
     with replaced_folder(options.output) as folder:
@@ -118,11 +123,13 @@ def _measure(options: argparse.Namespace) -> None:
             onnx_root=options.onnx,
             data=options.data,
             device=device,
-            queries=options.queries,
-            seconds=options.seconds,
-            warmup_seconds=options.warmup_seconds,
-            profile=options.profile,
-            seed=options.seed,
+            timing=Timing(
+                queries=options.queries,
+                seconds=options.seconds,
+                warmup_seconds=options.warmup_seconds,
+                profile=options.profile,
+                seed=options.seed,
+            ),
             on_progress=_say,
         )
     for reason in record["invalid_reasons"]:
@@ -131,10 +138,52 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from deploy.predict import predict
+    from deploy.predict import classify, open_engine, segment
 
-    for found in predict(options.images, bundle=options.bundle, engine=options.engine):
-        sys.stdout.write(f"{found.path}\t{found.label}\t{found.probability:.4f}\n")
+    model, run = open_engine(options.bundle, options.engine)
+    if model.task == "classification":
+        if options.masks:
+            msg = f"`--masks` {str(options.masks)!r}: the bundle {options.bundle} gives images a class; leave it out"
+            raise TargetError(msg)
+        for found in classify(options.images, model, run):
+            sys.stdout.write(f"{found.path}\t{found.label}\t{found.probability:.4f}\n")
+        return
+    files = _mask_files(options.images, options.masks)
+    for parts, file in zip(segment(options.images, model, run), files, strict=True):
+        shares = (f"{label} {share:.4f}" for label, share in parts.shares.items())
+        sys.stdout.write("\t".join((str(parts.path), *shares)) + "\n")
+        if file is not None:
+            _write_mask(parts.mask, file)
+
+
+def _mask_files(images: Sequence[Path], folder: Path | None) -> list[Path | None]:
+    """Return the file of each image's mask; no two of them are one."""
+    if folder is None:
+        return [None] * len(images)
+    files: dict[Path, Path] = {}
+    for image in images:
+        file = folder / f"{image.stem}.png"
+        if file.exists() and any(file.samefile(other) for other in images if other.exists()):
+            msg = f"`--masks` {str(folder)!r}: the mask of {image} would replace the image {file}; name another one"
+            raise TargetError(msg)
+        if file in files:
+            msg = f"images {files[file]} and {image} would both leave {file}; predict them one after the other"
+            raise TargetError(msg)
+        files[file] = image
+    folder.mkdir(parents=True, exist_ok=True)
+    return list(files)
+
+
+def _write_mask(mask: "NDArray[np.uint8]", file: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    from deploy.files import write_bytes
+
+    stream = io.BytesIO()
+    Image.fromarray(mask).save(stream, format="PNG")
+    write_bytes(file, stream.getvalue())
 
 
 def _read_spec(path: Path) -> Any:

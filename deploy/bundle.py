@@ -16,6 +16,7 @@ from deploy.files import sha256_file
 REMEDY = "rebuild it with `dvc repro export quantize` or copy the bundle again"
 
 ResizeMode = Literal["squash", "shortest"]
+TASKS = ("classification", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +63,22 @@ class Bundle:
 
     Attributes:
         folder: where it lies.
+        task: "classification" or "segmentation".
         input_shape: (1, 3, height, width).
-        output_shape: (1, classes).
+        output_shape: (1, classes), or (1, classes, height, width) where each pixel has a class.
         onnx: the model file, whose hash is `onnx_sha256`.
         lineage: revision and hashes of what the model came from, as the host wrote them.
     """
 
     folder: Path
+    task: str
     name: str
     variant: str
     precision: str
     input_name: str
     input_shape: tuple[int, int, int, int]
     output_name: str
-    output_shape: tuple[int, int]
+    output_shape: tuple[int, ...]
     preprocess: Preprocess
     labels: tuple[str, ...]
     onnx: Path
@@ -95,7 +98,7 @@ def load_bundle(folder: Path) -> Bundle:
             size or hash than listed.
     """
     document = read_document(folder / "bundle.json", error=BundleError, remedy=REMEDY)
-    document.choice("task", ("classification",))
+    task = document.choice("task", TASKS)
     document.choice("input.layout", ("NCHW",))
     document.choice("input.dtype", ("float32",))
     document.choice("output.dtype", ("float32",))
@@ -103,13 +106,14 @@ def load_bundle(folder: Path) -> Bundle:
     onnx = document.text("onnx")
     bundle = Bundle(
         folder=folder,
+        task=task,
         name=document.text("name"),
         variant=document.text("variant"),
         precision=document.choice("precision", ("fp32", "int8")),
         input_name=document.text("input.name"),
         input_shape=cast("tuple[int, int, int, int]", document.integers("input.shape", length=4)),
         output_name=document.text("output.name"),
-        output_shape=cast("tuple[int, int]", document.integers("output.shape", length=2)),
+        output_shape=document.integers("output.shape", length=2 if task == "classification" else 4),
         preprocess=_read_preprocess(document),
         labels=document.texts("labels"),
         onnx=_listed(document, "onnx", onnx, files),
@@ -125,7 +129,7 @@ def load_golden(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32
     """Load the golden inputs and outputs.
 
     Returns:
-        inputs of shape (count, 3, H, W), preprocessed, and outputs of shape (count, classes), both float32.
+        inputs of shape (count, 3, H, W), preprocessed, and outputs of shape (count, classes, ...), both float32.
 
     Raises:
         BundleError: the archive cannot be read or its arrays do not fit the bundle.
@@ -137,7 +141,7 @@ def load_golden(bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.float32
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as cause:
         msg = f"{path}: golden archive cannot be read ({cause}); {REMEDY}"
         raise BundleError(msg) from cause
-    wanted = {"inputs": (count, *bundle.input_shape[1:]), "outputs": (count, bundle.output_shape[1])}
+    wanted = {"inputs": (count, *bundle.input_shape[1:]), "outputs": (count, *bundle.output_shape[1:])}
     for key, array in (("inputs", inputs), ("outputs", outputs)):
         if array.dtype != np.float32 or array.shape != wanted[key] or not np.isfinite(array).all():
             found = f"{array.dtype} {array.shape}"
@@ -212,9 +216,9 @@ def _check_shapes(document: Document, bundle: Bundle) -> None:
         document.fail(
             f"`input.shape` {list(bundle.input_shape)} does not fit `preprocess.crop`: {list(wanted_input)} expected"
         )
-    wanted_output = (1, len(bundle.labels))
+    wanted_output = (1, len(bundle.labels), *(() if bundle.task == "classification" else bundle.preprocess.crop))
     if bundle.output_shape != wanted_output:
         document.fail(
-            f"`output.shape` {list(bundle.output_shape)} does not fit {len(bundle.labels)} `labels`: "
+            f"`output.shape` {list(bundle.output_shape)} does not fit {len(bundle.labels)} `labels` of {bundle.task}: "
             f"{list(wanted_output)} expected"
         )

@@ -9,7 +9,7 @@ from deploy.document import Document, read_document
 from deploy.errors import BundleError
 from deploy.files import sha256_file
 
-SCHEMA = 2
+SCHEMA = 3
 REMEDY = "rebuild it with `dvc repro prepare` or copy the data folder again"
 
 
@@ -20,22 +20,38 @@ class Item:
     Attributes:
         name: path below the index's root, POSIX: the item's name in records.
         path: absolute path.
-        label: index into `Split.labels`.
+        label: index into `Split.labels`; of an image with a mask, the rarest class in it.
         sha256: of the file's bytes when it was indexed.
+        mask: absolute path of the mask that tells each pixel's class; None where images have one class each.
+        mask_sha256: of that file's bytes.
     """
 
     name: str
     path: Path
     label: int
     sha256: str
+    mask: Path | None = None
+    mask_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, in the order of the index."""
+    """The images of one split, in the order of the index.
+
+    Attributes:
+        labels: names of the classes.
+        items: the images.
+        ignore: value of a mask's pixels that have no class; None where all have one.
+    """
 
     labels: tuple[str, ...]
     items: tuple[Item, ...]
+    ignore: int | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether each pixel has a class, not each image."""
+        return bool(self.items) and self.items[0].mask is not None
 
 
 def load_split(folder: Path, split: str) -> Split:
@@ -63,7 +79,13 @@ def load_split(folder: Path, split: str) -> Split:
             _item(row, f"{file}, line {number}", root=root, classes=len(labels))
             for number, row in enumerate(csv.DictReader(stream), 2)
         )
-        return Split(labels=labels, items=tuple(items))
+        return Split(labels=labels, items=tuple(items), ignore=_ignore(document))
+
+
+def _ignore(document: Document) -> int | None:
+    if document.get("ignore") is None:
+        return None
+    return document.integer("ignore", minimum=0)
 
 
 def _root(document: Document) -> Path:
@@ -80,12 +102,15 @@ def _item(row: dict[str, Any], where: str, *, root: Path, classes: int) -> Item:
     name, label, digest = (row.get(key) for key in ("path", "label", "sha256"))
     if not name or not label or not digest:
         _fail(where, f"should hold `path`, `label` and `sha256`, got {row!r}")
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts:
-        _fail(where, f"`path` {name!r} leaves the root {root}")
+    mask, mask_digest = (row.get(key) or "" for key in ("mask", "mask_sha256"))
+    for key, value in (("path", name), ("mask", mask)):
+        pure = PurePosixPath(value)
+        if pure.is_absolute() or ".." in pure.parts:
+            _fail(where, f"`{key}` {value!r} leaves the root {root}")
     if not label.isdecimal() or int(label) >= classes:
         _fail(where, f"`label` should be 0..{classes - 1}, got {label!r}")
-    return Item(name=name, path=root / pure, label=int(label), sha256=digest)
+    there = root / mask if mask else None
+    return Item(name, root / name, int(label), digest, mask=there, mask_sha256=mask_digest)
 
 
 def _fail(where: str, what: str) -> NoReturn:

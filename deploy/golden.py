@@ -17,7 +17,7 @@ class GoldenCheck:
     Attributes:
         relative_error: max|y - y_ref| / max|y_ref| over all golden inputs.
         tolerance: the largest error that the bundle allows in this precision.
-        argmax_agreement: share of inputs that keep their class, 0..1.
+        argmax_agreement: share of inputs, or of their pixels, that keep their class, 0..1.
     """
 
     relative_error: float

@@ -1,6 +1,7 @@
 """Measure every engine of a target: accuracy and latency of the same loaded engine, all in one process."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.accuracy import accuracy_summary, evaluate
+from deploy.accuracy import Classification, Score, Segmentation, evaluate
 from deploy.build import SKIPPED, bundle_of
 from deploy.bundle import Bundle
 from deploy.data import Item, Split, load_split
@@ -20,13 +21,33 @@ from deploy.errors import BundleError, EngineError, MeasureError, TargetError
 from deploy.files import sha256_file
 from deploy.golden import GoldenCheck, check_golden
 from deploy.latency import measure_interleaved, summarise
-from deploy.preprocess import load_image
+from deploy.preprocess import load_image, load_mask
 from deploy.record import write_record
 from deploy.target import Target, Variant, read_target
 
 PROFILES = ("standard", "quick")
+LOGITS_BYTES = 2**26  # kept of each variant: all of classes, of masks those of some images
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How latency is measured.
+
+    Attributes:
+        queries: minimum samples of each variant.
+        seconds: minimum measured time of each variant.
+        warmup_seconds: unrecorded time of each variant before.
+        profile: "standard", or "quick" for development, which is never valid.
+        seed: of the order of the blocks.
+    """
+
+    queries: int
+    seconds: float
+    warmup_seconds: float
+    profile: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,7 @@ class _Subject:
     bundle: Bundle
     loaded: LoadedEngine
     golden: GoldenCheck
+    score: Score
     logits: NDArray[np.float32]
 
 
@@ -49,17 +71,12 @@ def measure_target(
     onnx_root: Path,
     data: Path,
     device: Mapping[str, Any],
-    queries: int,
-    seconds: float,
-    warmup_seconds: float,
-    profile: str,
-    seed: int,
+    timing: Timing,
     on_progress: Progress,
 ) -> dict[str, Any]:
     """Measure all variants of a target and write the record and its raw data.
 
-    A variant that fails is recorded under `failed` and does not keep the others from being measured; hand the record
-    to `check_record` when it is in its place.
+    A failed variant is recorded under `failed`, and the others are measured; see `check_record`.
 
     Args:
         output: existing folder; receives record.json, latency.csv, predictions.csv and logits.npz.
@@ -69,11 +86,7 @@ def measure_target(
         onnx_root: holds the bundles.
         data: the data folder; its whole test split is used.
         device: the fingerprint on file; must be this device's own.
-        queries: minimum latency samples of each variant.
-        seconds: minimum measured time of each variant.
-        warmup_seconds: unrecorded time of each variant before.
-        profile: "standard", or "quick" for development, which is never valid.
-        seed: of the order of the blocks.
+        timing: how latency is measured.
         on_progress: called with single lines.
 
     Returns:
@@ -87,7 +100,7 @@ def measure_target(
         BundleError: the data index is faulty.
     """
     wanted = read_target(target, spec)
-    _check_profile(profile, queries=queries)
+    _check_timing(timing)
     check_device(device, target=target, runtime=wanted.runtime)
     split = _test_split(data)
     skipped = _read_skipped(engines)
@@ -97,27 +110,17 @@ def measure_target(
     )
     if not subjects:  # nothing to record: the last good record stays
         _refuse_failed(target, failed)
-    samples = _time(
-        subjects,
-        split,
-        queries=queries,
-        seconds=seconds,
-        warmup_seconds=warmup_seconds,
-        seed=seed,
-        on_progress=on_progress,
-    )
-    reasons = _invalid_reasons(before, device=device, profile=profile)
+    samples = _time(subjects, split, timing, on_progress=on_progress)
     record = {
-        **_header(wanted, device=device, profile=profile, queries=queries, seconds=seconds),
-        "state": {"before": before, "after": state()},
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "variants": {name: _describe(subject, split, samples[name]) for name, subject in subjects.items()},
+        **_header(wanted, device=device, timing=timing),
+        **_circumstances(before, device=device, profile=timing.profile),
+        "variants": {name: _describe(subject, samples[name]) for name, subject in subjects.items()},
         "skipped": skipped,
         "failed": failed,
     }
+    answers = {name: subject.score.by_image() for name, subject in subjects.items()}
     logits = {name: subject.logits for name, subject in subjects.items()}
-    write_record(output, record, items=split.items, samples=samples, logits=logits)
+    write_record(output, record, items=split.items, samples=samples, answers=answers, logits=logits)
     return record
 
 
@@ -137,12 +140,12 @@ def _refuse_failed(target: str, failed: Mapping[str, str]) -> NoReturn:
     raise MeasureError(msg)
 
 
-def _check_profile(profile: str, *, queries: int) -> None:
-    if profile not in PROFILES:
-        msg = f"`measure.profile` should be one of {', '.join(PROFILES)}, got {profile!r}"
+def _check_timing(timing: Timing) -> None:
+    if timing.profile not in PROFILES:
+        msg = f"`measure.profile` should be one of {', '.join(PROFILES)}, got {timing.profile!r}"
         raise TargetError(msg)
-    if queries < 1:
-        msg = f"`measure.queries` should be 1 or more, got {queries!r}"
+    if timing.queries < 1:
+        msg = f"`measure.queries` should be 1 or more, got {timing.queries!r}"
         raise TargetError(msg)
 
 
@@ -178,7 +181,7 @@ def _prepare(
         on_progress(f"{wanted.name}/{variant.name}: accuracy on {len(split.items)} images")
         try:
             bundle = bundle_of(variant, target=wanted.name, onnx_root=onnx_root)
-            _check_labels(bundle, split)
+            _check_fit(bundle, split)
             loaded = load_engine(engines / variant.name, device=device, threads=wanted.threads)
             subjects[variant.name] = _examine(variant, bundle, loaded, split, on_progress=on_progress)
         except (EngineError, BundleError, TargetError) as error:
@@ -210,12 +213,37 @@ def _examine(
             f"at most {golden.tolerance:g} allowed; {remedy}"
         )
         raise EngineError(msg)
-    load = functools.partial(_load_item, bundle=bundle)
-    logits = evaluate(loaded.engine, split.items, load, on_progress=on_progress)
-    return _Subject(variant, bundle, loaded, golden, logits)
+    score: Score = Segmentation(split.labels, ignore=split.ignore) if split.masked else Classification()
+    logits = evaluate(
+        loaded.engine,
+        split.items,
+        functools.partial(_load_item, bundle=bundle),
+        score=score,
+        keep=kept_places(len(split.items), bundle.output_shape),
+        on_progress=on_progress,
+    )
+    return _Subject(variant, bundle, loaded, golden, score, logits)
 
 
-def _check_labels(bundle: Bundle, split: Split) -> None:
+def kept_places(count: int, output_shape: tuple[int, ...]) -> list[int]:
+    """Return the places of the images whose logits are kept, evenly spaced: all, as long as they take 64 MiB at most.
+
+    Args:
+        count: number of test images.
+        output_shape: of one answer, float32.
+    """
+    most = max(1, LOGITS_BYTES // (4 * math.prod(output_shape)))
+    places: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+    return places
+
+
+def _check_fit(bundle: Bundle, split: Split) -> None:
+    task = "segmentation" if split.masked else "classification"
+    if bundle.task != task:
+        msg = (
+            f"{bundle.folder}: a bundle for {bundle.task}, but the data is for {task}; run `dvc repro export quantize`"
+        )
+        raise BundleError(msg)
     if bundle.labels != split.labels:
         msg = (
             f"{bundle.folder}: its {len(bundle.labels)} labels are not the data's {len(split.labels)}: "
@@ -224,54 +252,63 @@ def _check_labels(bundle: Bundle, split: Split) -> None:
         raise BundleError(msg)
 
 
-def _load_item(item: Item, *, bundle: Bundle) -> NDArray[np.float32]:
-    """Load a test image, which must be the one that was indexed: else two records could not be compared."""
+def _load_item(item: Item, *, bundle: Bundle) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Load a test image and its class or mask."""
     image = load_image(item.path, bundle.preprocess)
-    actual = sha256_file(item.path)
-    if actual != item.sha256:
+    _check_file("image", item.path, item.sha256)
+    if item.mask is None:
+        return image, np.array(item.label)
+    mask = load_mask(item.mask, bundle.preprocess)
+    _check_file("mask", item.mask, item.mask_sha256)
+    return image, mask
+
+
+def _check_file(what: str, path: Path, indexed: str) -> None:
+    """Refuse a file that is not the one that was indexed: else two records could not be compared."""
+    actual = sha256_file(path)
+    if actual != indexed:
         msg = (
-            f"test image {item.path}: sha256 {actual[:12]}, {item.sha256[:12]} in the index; "
+            f"test {what} {path}: sha256 {actual[:12]}, {indexed[:12]} in the index; "
             "restore it, or run `dvc repro prepare`"
         )
         raise MeasureError(msg)
-    return image
 
 
 def _time(
     subjects: Mapping[str, _Subject],
     split: Split,
+    timing: Timing,
     *,
-    queries: int,
-    seconds: float,
-    warmup_seconds: float,
-    seed: int,
     on_progress: Progress,
 ) -> dict[str, list[int]]:
     """Time all working engines on the first test image; return nanoseconds by variant."""
     if not subjects:
         return {}
-    on_progress(f"latency: {', '.join(subjects)}, at least {queries} queries and {seconds:g} s each")
+    least = f"at least {timing.queries} queries and {timing.seconds:g} s each"
+    on_progress(f"latency: {', '.join(subjects)}, {least}")
     callables = {
-        name: functools.partial(subject.loaded.engine, _load_item(split.items[0], bundle=subject.bundle)[None])
+        name: functools.partial(subject.loaded.engine, _load_item(split.items[0], bundle=subject.bundle)[0][None])
         for name, subject in subjects.items()
     }
     return measure_interleaved(
         callables,
-        queries=queries,
-        seconds=seconds,
-        warmup_seconds=warmup_seconds,
-        seed=seed,
+        queries=timing.queries,
+        seconds=timing.seconds,
+        warmup_seconds=timing.warmup_seconds,
+        seed=timing.seed,
         on_progress=on_progress,
     )
 
 
-def _invalid_reasons(before: Mapping[str, Any], *, device: Mapping[str, Any], profile: str) -> list[str]:
+def _circumstances(before: Mapping[str, Any], *, device: Mapping[str, Any], profile: str) -> dict[str, Any]:
+    """Return what the record says of the device's state around the run, and whether the run is valid."""
     reasons = ["profile 'quick' is for development"] if profile == "quick" else []
     busy = busy_reason(before, cores=device["cpu"]["cores"])
-    return [*reasons, busy] if busy else reasons
+    reasons += [busy] if busy else []
+    return {"state": {"before": before, "after": state()}, "valid": not reasons, "invalid_reasons": reasons}
 
 
-def _header(wanted: Target, *, device: Mapping[str, Any], profile: str, queries: int, seconds: float) -> dict[str, Any]:
+def _header(wanted: Target, *, device: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
     """Return what the record says of the run as a whole before any result."""
     return {
         "schema": SCHEMA,
@@ -279,14 +316,14 @@ def _header(wanted: Target, *, device: Mapping[str, Any], profile: str, queries:
         "runtime": wanted.runtime,
         "runtime_version": device["runtime_version"],
         "device": dict(device),
-        "profile": profile,
+        "profile": timing.profile,
         "scenario": "SingleStream",
         "statistics_engine": "slad",
-        "minimum": {"queries": queries, "seconds": seconds},
+        "minimum": {"queries": timing.queries, "seconds": timing.seconds},
     }
 
 
-def _describe(subject: _Subject, split: Split, samples: list[int]) -> dict[str, Any]:
+def _describe(subject: _Subject, samples: list[int]) -> dict[str, Any]:
     """Return one variant's part of the record."""
     manifest = subject.loaded.manifest
     return {
@@ -294,7 +331,7 @@ def _describe(subject: _Subject, split: Split, samples: list[int]) -> dict[str, 
         "engine_sha256": manifest.engine_sha256,
         "onnx_sha256": manifest.onnx_sha256,
         "engine_bytes": manifest.engine_bytes,
-        "accuracy": accuracy_summary(subject.logits, [item.label for item in split.items]),
+        "accuracy": subject.score.summary(),
         "latency_ms": summarise(samples),
         "queries": len(samples),
         "seconds": round(sum(samples) / 1e9, 4),

@@ -1,16 +1,18 @@
-"""Classify images with one engine: the smallest use of a bundle on the device."""
+"""Classify or segment images with one engine: the smallest use of a bundle on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deploy.bundle import load_bundle
+from deploy.bundle import Bundle, load_bundle
 from deploy.device import fingerprint
 from deploy.engine import load_engine, read_manifest
 from deploy.errors import EngineError
-from deploy.preprocess import load_image
+from deploy.preprocess import decode_image, load_image, prepare_image, unfit_mask
+from deploy.runtime import Engine
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,28 @@ class Prediction:
     probability: float
 
 
-def predict(images: Sequence[Path], *, bundle: Path, engine: Path) -> Iterator[Prediction]:
-    """Verify bundle and engine, then classify image after image.
+@dataclass(frozen=True)
+class Segments:
+    """The most likely class of each pixel of one image.
 
-    Args:
-        images: image files.
-        bundle: folder of the bundle the engine was built from.
-        engine: folder of the engine.
+    Attributes:
+        path: the image.
+        mask: uint8 of the upright image's (height, width): positions in the bundle's labels, 255 where a crop left the
+            image out.
+        shares: of the pixels that the model saw, in 0..1, by label.
+    """
 
-    Yields:
-        One prediction per image, in order.
+    path: Path
+    mask: NDArray[np.uint8]
+    shares: Mapping[str, float]
+
+
+def open_engine(bundle: Path, engine: Path) -> tuple[Bundle, Engine]:
+    """Verify a bundle and an engine that was built from it, and load both.
 
     Raises:
         BundleError: the bundle is faulty.
         EngineError: the engine does not fit this device or was built from another model.
-        ImageError: an image cannot be decoded.
     """
     model = load_bundle(bundle)
     manifest = read_manifest(engine)
@@ -46,9 +55,31 @@ def predict(images: Sequence[Path], *, bundle: Path, engine: Path) -> Iterator[P
             f"{model.onnx_sha256[:12]}; name the bundle {manifest.bundle_variant!r}, or build the engine again"
         )
         raise EngineError(msg)
-    run = load_engine(engine, device=fingerprint(manifest.target, manifest.runtime)).engine
+    return model, load_engine(engine, device=fingerprint(manifest.target, manifest.runtime)).engine
+
+
+def classify(images: Sequence[Path], model: Bundle, run: Engine) -> Iterator[Prediction]:
+    """Yield one prediction per image, in order.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+    """
     for path in images:
         logits = run(load_image(path, model.preprocess)[None])[0].astype(np.float64)
         odds = np.exp(logits - logits.max())
         best = int(odds.argmax())
         yield Prediction(path, model.labels[best], float(odds[best] / odds.sum()))
+
+
+def segment(images: Sequence[Path], model: Bundle, run: Engine) -> Iterator[Segments]:
+    """Yield the mask of each image, in order.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+    """
+    for path in images:
+        image = decode_image(path)
+        mask = run(prepare_image(image, model.preprocess)[None])[0].argmax(axis=0).astype(np.uint8)
+        counts = np.bincount(mask.ravel(), minlength=len(model.labels))
+        shares = dict(zip(model.labels, (counts / mask.size).tolist(), strict=True))
+        yield Segments(path, unfit_mask(mask, image.size, model.preprocess), shares)

@@ -19,6 +19,7 @@ from deploy.bundle import Preprocess
 from deploy.errors import ImageError
 
 ORIENTATION = 0x0112  # the EXIF tag
+OUTSIDE = 255  # in a mask: not seen by the model
 # Pillow would try all it knows, whatever a file's name; its EPS starts another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # JPEG reads MPO, as phones write it, too
 ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}
@@ -128,6 +129,25 @@ def load_mask(path: Path, preprocess: Preprocess) -> NDArray[np.int64]:
     return np.asarray(mask).astype(np.int64)
 
 
+def unfit_mask(mask: NDArray[np.uint8], size: tuple[int, int], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Undo what `fit_image` did to an image's shape, for a mask that a model made of it.
+
+    Args:
+        mask: of shape (H, W).
+        size: width and height of the upright image in pixels.
+        preprocess: as the image was fitted.
+
+    Returns:
+        uint8 of shape (height, width), `OUTSIDE` where the crop left the image out.
+    """
+    whole = Image.fromarray(mask)
+    if preprocess.resize_mode == "shortest":
+        scaled, corner = _scaled(size, preprocess)
+        whole = Image.new("L", scaled, OUTSIDE)
+        whole.paste(Image.fromarray(mask), corner)
+    return np.asarray(whole.resize(size, Image.Resampling.NEAREST))
+
+
 def decode_mask(path: Path) -> NDArray[np.uint8]:
     """Decode a mask of class indices: grey or palette, 8 bits; of a palette the indices count, not the colours.
 
@@ -211,11 +231,15 @@ def _fit(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     resampling = RESAMPLING[preprocess.interpolation]
     if preprocess.resize_mode == "squash":
         return image if image.size == (width, height) else image.resize((width, height), resampling)
-    shorter = min(image.size)
-    size = tuple(
-        preprocess.resize if side == shorter else int(preprocess.resize * side / shorter) for side in image.size
-    )
+    size, (left, top) = _scaled(image.size, preprocess)
     if image.size != size:
-        image = image.resize((size[0], size[1]), resampling)
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+        image = image.resize(size, resampling)
     return image.crop((left, top, left + width, top + height))
+
+
+def _scaled(size: tuple[int, int], preprocess: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return width and height after the resize of "shortest", and the left upper corner of the crop."""
+    height, width = preprocess.crop
+    shorter = min(size)
+    wide, high = (preprocess.resize if side == shorter else int(preprocess.resize * side / shorter) for side in size)
+    return (wide, high), (round((wide - width) / 2), round((high - height) / 2))

@@ -20,6 +20,7 @@ def write_record(
     *,
     items: Sequence[Item],
     samples: Mapping[str, Sequence[int]],
+    answers: Mapping[str, Sequence[int | float | None]],
     logits: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """Write record.json, latency.csv, predictions.csv and logits.npz.
@@ -27,12 +28,13 @@ def write_record(
     Args:
         folder: exists.
         record: plain values.
-        items: the test images, in the order of the logits' rows.
+        items: the test images.
         samples: nanoseconds in the order measured, by variant.
-        logits: of shape (items, classes), by variant.
+        answers: what stands for each item's answer, by variant.
+        logits: of shape (kept items, classes, ...), by variant.
     """
     write_text(folder / "latency.csv", _latency_csv(samples))
-    write_text(folder / "predictions.csv", _predictions_csv(items, logits))
+    write_text(folder / "predictions.csv", _predictions_csv(items, answers))
     write_bytes(folder / "logits.npz", _npz(logits))
     write_json(folder / "record.json", record)
 
@@ -42,10 +44,9 @@ def _latency_csv(samples: Mapping[str, Sequence[int]]) -> str:
     return _csv(("variant", "index", "latency_us"), rows)
 
 
-def _predictions_csv(items: Sequence[Item], logits: Mapping[str, NDArray[np.float32]]) -> str:
-    predicted = [array.argmax(axis=1).tolist() for array in logits.values()]
-    rows = ((item.name, item.label, *(column[row] for column in predicted)) for row, item in enumerate(items))
-    return _csv(("path", "label", *logits), rows)
+def _predictions_csv(items: Sequence[Item], answers: Mapping[str, Sequence[int | float | None]]) -> str:
+    rows = ((item.name, item.label, *(column[row] for column in answers.values())) for row, item in enumerate(items))
+    return _csv(("path", "label", *answers), rows)
 
 
 def _npz(arrays: Mapping[str, NDArray[np.float32]]) -> bytes:

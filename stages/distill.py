@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from deploy.bundle import Preprocess
 from deploy.files import replaced_folder
-from deploy.preprocess import fit_image, load_image, normalised
+from deploy.preprocess import fit_image, load_image, load_mask, normalised
 from pipeline.base.errors import ModelError, ParamsError
 from pipeline.base.methods import (
     FinetuneParams,
@@ -33,6 +33,7 @@ from pipeline.base.params import DistillStage, read_params
 from pipeline.parts.adapters.sharing import Sharing
 from pipeline.parts.checkpoints import discard
 from pipeline.parts.data import Augment, Mixing
+from pipeline.parts.index import Load
 from pipeline.parts.models import ModelSpec
 from pipeline.parts.pixels import KeptPixels
 from pipeline.parts.training import Schedule
@@ -122,11 +123,11 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
     distill(
         output,
         data=data,
-        teacher=ModelSpec(**params.teacher.model_dump()),
-        student=ModelSpec(**params.student.model_dump()),
+        teacher=ModelSpec(**params.teacher.model_dump(), decoder=params.task.decoder),
+        student=ModelSpec(**params.student.model_dump(), decoder=params.task.decoder),
         method=method_of(params),
         feed=Feed(
-            load=partial(load_image, preprocess=recipe),
+            load=Load.by(load_image, load_mask, preprocess=recipe),
             kept=None if settings.pixels is None else _kept(Path(settings.pixels).expanduser(), recipe),
             augment=Augment(**augment),
             mixing=Mixing(**mixing),
@@ -135,6 +136,7 @@ def _train(params: DistillStage, *, data: Path, checkpoints: Path, output: Path)
             micro_batch=settings.micro_batch,
             workers=settings.workers,
             validate_every=settings.validate_every,
+            class_weights=params.task.class_weights,
         ),
         precision=settings.precision,
         seed=params.seed,

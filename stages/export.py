@@ -1,13 +1,13 @@
 """Stage export: writes the merged student as a bundle with one ONNX file."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from deploy.bundle import Preprocess
 from deploy.files import replaced_folder
-from deploy.preprocess import load_image
+from deploy.preprocess import load_image, load_mask
 from pipeline.base.params import ExportStage, read_params
+from pipeline.parts.index import Load
 from pipeline.parts.models import ModelSpec
 from pipeline.steps.export import export
 from stages.boundary import run
@@ -23,18 +23,19 @@ def main() -> None:
     args = parser.parse_args()
     params = read_params(args.params, ExportStage)
     preprocess = params.preprocess.model_dump()
+    recipe = Preprocess(**preprocess)
     with replaced_folder(args.output) as output:
         export(
             output,
             merged=args.merged,
             data=args.data,
-            student=ModelSpec(**params.student.model_dump()),
+            student=ModelSpec(**params.student.model_dump(), decoder=params.task.decoder),
             preprocess=preprocess,
             opset=params.export.opset,
             tolerance=params.export.tolerance,
             golden_count=params.export.golden_count,
             params=args.params,
-            load=partial(load_image, preprocess=Preprocess(**preprocess)),
+            load=Load.by(load_image, load_mask, preprocess=recipe),
         )
 
 

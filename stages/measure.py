@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deploy.device import read_fingerprint
 from deploy.files import replaced_folder, write_text
-from deploy.measure import check_record, measure_target
+from deploy.measure import Timing, check_record, measure_target
 from pipeline.base.params import MeasureStage, read_target_params
 from stages.boundary import run
 
@@ -33,11 +33,7 @@ def main() -> None:
             onnx_root=args.onnx,
             data=args.data,
             device=read_fingerprint(args.device),
-            queries=params.measure.queries,
-            seconds=params.measure.seconds,
-            warmup_seconds=params.measure.warmup_seconds,
-            profile=params.measure.profile,
-            seed=params.seed,
+            timing=Timing(**params.measure.model_dump(), seed=params.seed),
             on_progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
         )
     write_text(args.record, (args.output / "record.json").read_text(encoding="utf-8"))

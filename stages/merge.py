@@ -1,13 +1,13 @@
 """Stage merge: folds the adapters into teacher and student."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from deploy.bundle import Preprocess
 from deploy.files import replaced_folder
-from deploy.preprocess import load_image
+from deploy.preprocess import load_image, load_mask
 from pipeline.base.params import MergeStage, read_params
+from pipeline.parts.index import Load
 from pipeline.parts.models import ModelSpec
 from pipeline.steps.merge import merge_models
 from stages.boundary import run
@@ -22,15 +22,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     params = read_params(args.params, MergeStage)
+    recipe = Preprocess(**params.preprocess.model_dump())
     with replaced_folder(args.output) as output:
         merge_models(
             output,
             distilled=args.distilled,
             data=args.data,
-            teacher=ModelSpec(**params.teacher.model_dump()),
-            student=ModelSpec(**params.student.model_dump()),
+            teacher=ModelSpec(**params.teacher.model_dump(), decoder=params.task.decoder),
+            student=ModelSpec(**params.student.model_dump(), decoder=params.task.decoder),
             tolerance=params.merge.tolerance,
-            load=partial(load_image, preprocess=Preprocess(**params.preprocess.model_dump())),
+            load=Load.by(load_image, load_mask, preprocess=recipe),
         )
 
 

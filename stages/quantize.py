@@ -1,14 +1,14 @@
 """Stage quantize: writes one INT8 variant of the exported network as a bundle."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from deploy.bundle import load_bundle
 from deploy.files import replaced_folder
-from deploy.preprocess import load_image
+from deploy.preprocess import load_image, load_mask
 from pipeline.base.errors import ParamsError
 from pipeline.base.params import QuantizeStage, read_params
+from pipeline.parts.index import Load
 from pipeline.steps.quantize.step import quantize
 from stages.boundary import run
 
@@ -26,6 +26,7 @@ def main() -> None:
     if args.variant not in params.variants:
         msg = f"--variant {args.variant!r} is not in `quantize.variants`: {', '.join(params.variants)}"
         raise ParamsError(msg)
+    recipe = load_bundle(args.exported).preprocess
     with replaced_folder(args.output) as output:
         quantize(
             output,
@@ -34,7 +35,7 @@ def main() -> None:
             data=args.data,
             subset_size=params.subset_size,
             attention=params.variants[args.variant].attention,
-            load=partial(load_image, preprocess=load_bundle(args.exported).preprocess),
+            load=Load.by(load_image, load_mask, preprocess=recipe),
         )
 
 

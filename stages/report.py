@@ -8,11 +8,12 @@ from pathlib import Path
 
 from deploy.bundle import load_bundle
 from deploy.files import write_bytes
-from deploy.preprocess import load_image
+from deploy.preprocess import fit_image, load_image, load_mask
 from pipeline.base.params import ReportStage, read_params
 from pipeline.base.provenance import git_revision
+from pipeline.parts.index import Load
 from pipeline.steps.report import report
-from pipeline.steps.report.reference import write_reference_logits
+from pipeline.steps.report.reference import write_reference
 from stages.boundary import run
 
 
@@ -29,12 +30,18 @@ def main() -> None:
     args = parser.parse_args()
     stage = read_params(args.params, ReportStage)
     params = stage.report
-    reference_load = partial(load_image, preprocess=load_bundle(args.onnx / params.reference).preprocess)
+    recipe = load_bundle(args.onnx / params.reference).preprocess
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "report")
         written.mkdir()
         logits = Path(scratch, "reference_logits.npz")
-        write_reference_logits(logits, onnx=args.onnx, data=args.data, load=reference_load)
+        write_reference(
+            logits,
+            onnx=args.onnx,
+            data=args.data,
+            load=Load.by(load_image, load_mask, preprocess=recipe),
+            picture=partial(fit_image, preprocess=recipe),
+        )
         report(
             written,
             measured=args.measured,

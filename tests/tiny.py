@@ -1,6 +1,7 @@
 """The smallest models and data that are still real: shared by the tests of host library and stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from timm.models import VisionTransformer
 
 from deploy.bundle import Preprocess
 from deploy.errors import ImageError
-from deploy.preprocess import count_frames, decode_image, decode_mask, load_image
+from deploy.preprocess import count_frames, decode_image, decode_mask, load_image, load_mask
 from pipeline.parts.checks.cache import Cache
 from pipeline.parts.checks.survey import Survey
-from pipeline.parts.index import Index
+from pipeline.parts.index import Index, Load
 from pipeline.parts.models import ModelSpec, build_model
 from pipeline.parts.sources.folders import list_classes
 from pipeline.parts.sources.listing import Listing, existing
+from pipeline.parts.sources.masks import list_masks
 from pipeline.steps.prepare.step import Decoders, Draw, prepare
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -31,7 +33,7 @@ PREPROCESS = Preprocess(
     std=(0.5, 0.5, 0.5),
     color="RGB",
 )
-LOAD = partial(load_image, preprocess=PREPROCESS)
+LOAD = Load.by(load_image, load_mask, preprocess=PREPROCESS)
 
 
 def spec(*, width: int, depth: int, heads: int, weights: str = "random") -> ModelSpec:
@@ -103,3 +105,43 @@ def prepared(
                 seed=seed,
             ),
         )
+
+
+def stacked(logits: Iterable[np.ndarray]) -> np.ndarray:
+    """The logits of all images as one array."""
+    return np.stack(list(logits))
+
+
+WIDE = replace(PREPROCESS, crop=(SIZE, 2 * SIZE))
+LOAD_WIDE = Load.by(load_image, load_mask, preprocess=WIDE)
+MASK_CLASSES = ("ground", "leaf", "spot")
+NO_CLASS = 200  # the value that masks below have where nobody looked
+
+
+def wide(which: ModelSpec, *, decoder: str = "linear") -> ModelSpec:
+    """The same architecture for images twice as wide as high, with a class for each pixel."""
+    return replace(which, image_size=WIDE.crop, decoder=decoder)
+
+
+def write_masked(folder: Path, *, count: int = 24, seed: int = 0) -> Path:
+    """Writes pairs of a noisy image and a mask, 24 x 12: brightness tells the classes, and the last one is rare."""
+    generator = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        mask = np.zeros((12, 24), np.uint8)
+        edge = int(generator.integers(8, 16))
+        mask[:, edge:] = 1
+        mask[6:, edge + 2 : edge + 8] = 2
+        pixels = generator.integers(0, 30, (12, 24, 3)) + 100 * mask[..., None]
+        mask[:2, :3] = NO_CLASS
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"images/{number:02d}.png")
+        Image.fromarray(mask).save(folder / f"masks/{number:02d}.png")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in MASK_CLASSES))
+    return folder
+
+
+def prepared_masks(output: Path, folder: Path) -> Index:
+    """Indexes pairs of image and mask."""
+    listing = partial(list_masks, images="images", masks="masks", classes=None)
+    return prepared(output, folder, listing=listing, source="masks", ignore=NO_CLASS, mask="refuse")

@@ -1,14 +1,15 @@
 """The parameters of every stage, read from `params.yaml`: unknown keys refused, all errors at once."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from pipeline.base.errors import ParamsError
 from pipeline.base.methods import METHODS, DistillParams
 from pipeline.base.sections import (
+    TASKS,
     AugmentParams,
     ExportParams,
     FoundationParams,
@@ -21,6 +22,7 @@ from pipeline.base.sections import (
     Section,
     Seed,
     TargetParams,
+    TaskParams,
 )
 from pipeline.base.sources import SOURCES, PrepareParams
 
@@ -43,16 +45,27 @@ class DistillStage(Section):
     """What `distill` reads."""
 
     seed: Seed
+    task: TaskParams
     preprocess: PreprocessParams
     augment: AugmentParams
     teacher: ModelParams
     student: ModelParams
     distill: DistillParams
 
+    @model_validator(mode="after")
+    def _mixes_no_masks(self) -> Self:
+        mixing = {key: getattr(self.augment, key) for key in ("mixup", "cutmix", "label_smoothing")}
+        used = next((key for key, value in mixing.items() if value), None)
+        if self.task.name == "segmentation" and used:
+            msg = f"`augment.{used}` is {mixing[used]}, but masks are not mixed; set it to 0"
+            raise ValueError(msg)
+        return self
+
 
 class MergeStage(Section):
     """What `merge` reads."""
 
+    task: TaskParams
     preprocess: PreprocessParams
     teacher: ModelParams
     student: ModelParams
@@ -62,6 +75,7 @@ class MergeStage(Section):
 class ExportStage(Section):
     """What `export` reads."""
 
+    task: TaskParams
     preprocess: PreprocessParams
     student: ModelParams
     export: ExportParams
@@ -100,8 +114,19 @@ class Params(
 
     overrides: list[str]
 
+    @model_validator(mode="after")
+    def _has_masks_to_segment(self) -> Self:
+        masks = self.prepare.source == "masks"
+        if masks != (self.task.name == "segmentation"):
+            msg = (
+                f"`task.name` is {self.task.name!r}, but `prepare.source` {self.prepare.source!r} gives "
+                f"{'a mask' if masks else 'one class'} per image; data=folder_seg sets both for masks"
+            )
+            raise ValueError(msg)
+        return self
 
-UNIONS = {"distill": METHODS, "prepare": SOURCES}
+
+UNIONS = {"distill": METHODS, "prepare": SOURCES, "task": TASKS}
 """Sections whose keys depend on a choice, and the choices."""
 
 Stage = TypeVar("Stage", bound=Section)
@@ -174,6 +199,8 @@ def validate(content: dict[str, Any], stage: type[Stage], *, source: str) -> Sta
 
 
 def _describe(item: Any) -> str:
+    if not item["loc"]:
+        return str(item["ctx"]["error"])  # of sections that do not go together
     section, *rest = item["loc"]
     # A union says which of its members was meant: no key of the user's.
     if rest and rest[0] in UNIONS.get(section, ()):

@@ -29,6 +29,16 @@ class PreprocessParams(Section):
     std: tuple[Positive, Positive, Positive]
     color: Literal["RGB"]
 
+    @model_validator(mode="after")
+    def _crops_from_within(self) -> Self:
+        if self.resize_mode == "shortest" and max(self.crop) > self.resize:
+            msg = (
+                f"`preprocess.crop` {list(self.crop)} is larger than `preprocess.resize` {self.resize}, to which the "
+                f"shorter side is brought; raise `preprocess.resize`, or set `preprocess.resize_mode` to squash"
+            )
+            raise ValueError(msg)
+        return self
+
 
 class AugmentParams(Section):
     """Random changes to training images."""
@@ -54,7 +64,7 @@ class ModelParams(Section):
 
     model: str
     weights: Annotated[str, Field(min_length=1)]
-    image_size: Count
+    image_size: Count | tuple[Count, Count]
     overrides: dict[str, Any]
 
     @model_validator(mode="after")
@@ -63,6 +73,32 @@ class ModelParams(Section):
             msg = "weights are 'random', which no adapter can mend; choose a timm tag or a file"
             raise ValueError(msg)
         return self
+
+
+class ClassificationParams(Section):
+    """A class per image."""
+
+    name: Literal["classification"]
+
+    @property
+    def decoder(self) -> None:
+        """None: classes come from the head."""
+
+    @property
+    def class_weights(self) -> None:
+        """None: all classes weigh alike."""
+
+
+class SegmentationParams(Section):
+    """A class per pixel."""
+
+    name: Literal["segmentation"]
+    decoder: Literal["linear", "conv"]
+    class_weights: tuple[Positive, ...] | None
+
+
+TASKS = ("classification", "segmentation")
+TaskParams = Annotated[ClassificationParams | SegmentationParams, Field(discriminator="name")]
 
 
 class ScheduleParams(Section):

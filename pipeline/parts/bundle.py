@@ -71,14 +71,15 @@ def write_bundle(folder: Path, info: BundleInfo, *, golden: NDArray[np.float32])
     outputs = np.concatenate([run(image[None]) for image in golden])
     np.savez(folder / GOLDEN, inputs=golden, outputs=outputs)
     graph = onnx.load(folder / MODEL).graph
+    output = _tensor(graph.output[0])
     content = {
         "schema": SCHEMA,
         "name": info.name,
         "variant": info.variant,
         "precision": info.precision,
-        "task": "classification",
+        "task": "classification" if len(output["shape"]) == 2 else "segmentation",
         "input": {**_tensor(graph.input[0]), "layout": "NCHW"},
-        "output": _tensor(graph.output[0]),
+        "output": output,
         "preprocess": dict(info.preprocess),
         "labels": list(info.labels),
         "onnx": MODEL,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.parts.decoders import PatchDecoder
 from pipeline.parts.network import Network
 
 FEWEST = 4  # the estimator divides by n - 3
@@ -64,7 +65,7 @@ def features(model: Network, batches: Iterable[Tensor], *, blocks: Sequence[int]
 
     Returns:
         "<i> class" and "<i> patches" of shape (n, width): the class token and the mean of the patch tokens after block
-        i; "last" of shape (n, features): what the head gets.
+        i; "last" of shape (n, features): what the head gets, or the mean over patches of what a decoder gets.
     """
     found: dict[str, list[Tensor]] = {}
 
@@ -86,6 +87,8 @@ def features(model: Network, batches: Iterable[Tensor], *, blocks: Sequence[int]
     try:
         for images in batches:
             pooled = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
+            if isinstance(model.get_classifier(), PatchDecoder):
+                pooled = pooled[:, model.num_prefix_tokens :].mean(1)
             found.setdefault(LAST, []).append(pooled.flatten(1).float().cpu())
     finally:
         for handle in handles:

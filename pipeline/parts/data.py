@@ -9,11 +9,12 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from pipeline.base.errors import ParamsError
 from pipeline.base.seeding import derived
-from pipeline.parts.index import Item, LoadImage
+from pipeline.parts.index import IGNORED, Items, Load, mask_of
 from pipeline.parts.pixels import KeptPixels
 
 
@@ -34,14 +35,20 @@ class Augment:
     flip: bool
 
     def transform(self, fill: Sequence[float]) -> v2.Transform:
-        """Returns the transform of one image tensor; `fill` is black after normalisation, per channel."""
+        """Returns the transform of one image tensor, or of an image and its mask.
+
+        What comes from outside the image is black, and in a mask of no class.
+
+        Args:
+            fill: black after normalisation, per channel.
+        """
         steps: list[v2.Transform] = [
             v2.RandomAffine(
                 self.degrees,
                 translate=(self.translate, self.translate),
                 scale=self.scale,
                 interpolation=v2.InterpolationMode.BILINEAR,
-                fill=list(fill),
+                fill={tv_tensors.Mask: IGNORED, "others": list(fill)},
             )
         ]
         if self.flip:
@@ -81,14 +88,15 @@ Key = tuple[int, int]
 """Epoch and index of an image: what is drawn for it follows from both."""
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """The images of a split and their labels.
+class Images(Dataset[tuple[Tensor, int | Tensor]]):
+    """The images of a split and their labels, or masks of shape (height, width).
 
     Args:
         root: folder the items' paths start from.
-        items: what to load.
+        items: what to load; with masks, where they have some.
         load: decodes and preprocesses one file.
-        kept: does the same, but keeps what it decoded; None decodes every time.
+        kept: does the same with an image, but keeps what it decoded; None decodes every time.
+        ignore: value of a mask's pixels that have no class.
         transform: random changes, for training.
         seed: of the random changes.
     """
@@ -96,30 +104,39 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __init__(
         self,
         root: Path,
-        items: Sequence[Item],
+        items: Items,
         *,
-        load: LoadImage,
+        load: Load,
         kept: KeptPixels | None = None,
+        ignore: int | None = None,
         transform: v2.Transform | None = None,
         seed: int = 0,
     ) -> None:
         self._root, self._items, self._load, self._kept = root, items, load, kept
-        self._transform, self._seed = transform, seed
+        self._ignore, self._transform, self._seed = ignore, transform, seed
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int | Tensor]:
         epoch, index = key
         item = self._items[index]
         path = self._root / item.path
-        image = torch.from_numpy(self._load(path) if self._kept is None else self._kept.load(path, item.sha256))
+        image = torch.from_numpy(self._load.image(path) if self._kept is None else self._kept.load(path, item.sha256))
+        mask = None
+        if self._items.masked:
+            mask = torch.from_numpy(mask_of(item, self._root, load=self._load.mask, ignore=self._ignore))
         if self._transform is not None:
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed every GPU as well, and took 4 % of a small training's time.
                 torch.default_generator.manual_seed(derived(self._seed, epoch, index))
-                image = self._transform(image)
-        return image, item.label
+                if mask is None:
+                    image = self._transform(image)
+                else:
+                    image, mask = self._transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        if mask is None:
+            return image, item.label
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
 class _Order(Sampler[list[Key]]):
@@ -190,7 +207,7 @@ class ImageStream:
         return shuffled
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images (micro_batch, 3, height, width) and labels (micro_batch,) of steps `start` to `stop` - 1."""
+        """Yields the micro-batches of steps `start` to `stop` - 1: images of shape (n, 3, h, w), labels or masks."""
         loader = DataLoader(
             self._source,
             batch_sampler=_Order(self, start, stop),
@@ -202,9 +219,9 @@ class ImageStream:
 
 
 def evaluation_batches(
-    images: Images, *, batch_size: int, workers: int = 0, process: int = 0, processes: int = 1
+    images: Images, places: Sequence[int], *, batch_size: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image once, in order; with several processes, this one's share."""
-    mine = [(0, index) for index in range(process, len(images), processes)]
+    """Yields the images at some places with their labels or masks, in that order."""
+    mine = [(0, index) for index in places]
     chunks = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     yield from DataLoader(images, batch_sampler=chunks, num_workers=workers, generator=torch.Generator())

@@ -7,8 +7,10 @@ few columns: a million images take about 150 MB, where as many objects would tak
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -18,14 +20,38 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import DataError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "index.json"
 SPLITS = ("train", "validation", "test")
 PARTS = (*SPLITS, "calibration")
 TEXT = np.dtypes.StringDType()
 
+IGNORED = 255
+"""In a mask: of no class."""
 LoadImage = Callable[[Path], NDArray[np.float32]]
 """Decodes and preprocesses one file into an array of shape (3, height, width)."""
+LoadMask = Callable[[Path], NDArray[np.int64]]
+"""Decodes a mask and fits it to its image, of shape (height, width)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How files become arrays.
+
+    Attributes:
+        image: an image.
+        mask: its mask, with the values that the file holds.
+    """
+
+    image: LoadImage
+    mask: LoadMask
+
+    @classmethod
+    def by(
+        cls, image: Callable[..., NDArray[np.float32]], mask: Callable[..., NDArray[np.int64]], **how: Any
+    ) -> "Load":
+        """Binds to both functions how a device prepares images."""
+        return cls(image=partial(image, **how), mask=partial(mask, **how))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +181,20 @@ class Index:
         labels: names of the classes.
         root: folder the items' paths start from; relative to the index's folder, or absolute.
         parts: items of "train", "validation", "test", and "calibration", those of train that quantisation may look at.
+        ignore: value of a mask's pixels that have no class; None where all have one, or there are no masks.
         sha256: hash over labels and parts and, through the items, every file's content; known once it is written.
     """
 
     labels: tuple[str, ...]
     root: str
     parts: dict[str, Items]
+    ignore: int | None = None
     sha256: str = ""
+
+    @property
+    def masked(self) -> bool:
+        """Whether each pixel has a class, not each image."""
+        return self.parts["train"].masked
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns the number of images by split and class name."""
@@ -176,7 +209,13 @@ def write_index(index: Index, folder: Path) -> Index:
         name: {"count": len(items), "sha256": _write_part(items, _file(folder, name))}
         for name, items in index.parts.items()
     }
-    content: dict[str, Any] = {"schema": SCHEMA, "labels": index.labels, "root": index.root, "parts": parts}
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "labels": index.labels,
+        "root": index.root,
+        "ignore": index.ignore,
+        "parts": parts,
+    }
     content["sha256"] = _sha256_of(content)
     (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return replace(index, sha256=content["sha256"])
@@ -202,8 +241,9 @@ def _sha256_of_file(file: Path) -> str:
 
 
 def _sha256_of(content: dict[str, Any]) -> str:
-    """Hash over labels and parts; where the images lie is another matter."""
-    canonical = json.dumps({key: content[key] for key in ("labels", "parts")}, sort_keys=True, separators=(",", ":"))
+    """Hash over all that is learnt from; where the images lie is another matter."""
+    learnt = {key: content.get(key) for key in ("labels", "ignore", "parts")}
+    canonical = json.dumps(learnt, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -224,7 +264,8 @@ def read_index(folder: Path) -> tuple[Index, Path]:
             msg = f"{str(file)!r} is missing or was changed after it was written; run `dvc repro -f prepare`"
             raise DataError(msg)
         parts[name] = _read_part(file)
-    return Index(tuple(content["labels"]), content["root"], parts, content["sha256"]), folder / content["root"]
+    index = Index(tuple(content["labels"]), content["root"], parts, content["ignore"], content["sha256"])
+    return index, folder / content["root"]
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -280,3 +321,51 @@ class Loaded:
     def __getitem__(self, which: slice) -> NDArray[np.float32]:
         """Returns images of shape (images, 3, height, width)."""
         return np.stack([self._load(self._root / item.path) for item in self._items[which]])
+
+
+class Targets:
+    """What is true of the images of a part: their labels, or their masks, decoded when they are asked for.
+
+    Args:
+        root: folder the items' paths start from.
+        items: the images.
+        load: decodes and fits one mask.
+        ignore: value of a mask's pixels that have no class.
+    """
+
+    def __init__(self, root: Path, items: Items, *, load: LoadMask, ignore: int | None) -> None:
+        self._root, self._items, self._load, self._ignore = root, items, load, ignore
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """Yields labels of shape (), or masks of shape (height, width) with `IGNORED` where a pixel has no class."""
+        if not self._items.masked:
+            yield from self._items.labels
+            return
+        for item in self._items:
+            yield mask_of(item, self._root, load=self._load, ignore=self._ignore)
+
+
+def mask_of(item: Item, root: Path, *, load: LoadMask, ignore: int | None) -> NDArray[np.int64]:
+    """Returns an item's mask, of shape (height, width), with `IGNORED` where a pixel has no class."""
+    mask = load(root / item.mask)
+    return mask if ignore is None else np.where(mask == ignore, IGNORED, mask)
+
+
+LOGITS_BYTES = 2**26
+
+
+def kept_places(count: int, answer: Sequence[int]) -> NDArray[np.int64]:
+    """Returns the places of the images whose logits are kept: all, as long as they take 64 MiB at most.
+
+    A device keeps those of the same test images; see `deploy.measure`.
+
+    Args:
+        count: number of images.
+        answer: shape of the logits of one.
+    """
+    return evenly(count, max(1, LOGITS_BYTES // (4 * math.prod(answer))))
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Returns `most` places of 0 to `count` - 1, or all; evenly spaced, since parts are sorted by path and class."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)

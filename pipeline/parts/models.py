@@ -14,6 +14,7 @@ from timm.models.deit import VisionTransformerDistilled
 
 from pipeline.base.errors import ModelError, WeightsError
 from pipeline.parts.adapters.bottleneck import add_bottlenecks
+from pipeline.parts.decoders import add_decoder
 from pipeline.parts.network import Network
 
 RANDOM = "random"
@@ -27,14 +28,16 @@ class ModelSpec:
     Attributes:
         model: timm's name of the architecture, without a weights tag.
         weights: a tag of timm's pretrained weights, the path of a safetensors file, or "random".
-        image_size: side of the images in pixels; None leaves it to the architecture.
+        image_size: side of the images in pixels, or (height, width); None leaves it to the architecture.
         overrides: keyword arguments for the architecture, such as `embed_dim`.
+        decoder: kind of the decoder that gives each pixel a class; None gives the image one.
     """
 
     model: str
     weights: str = RANDOM
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    decoder: str | None = None
 
     @property
     def takes_image_size(self) -> bool:
@@ -61,7 +64,7 @@ def build_model(spec: ModelSpec, *, num_classes: int, role: str) -> Network:
         The network in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: timm has no such model, or it is no image classifier with one head.
+        ModelError: timm has no such model, it is no image classifier with one head, or it takes no decoder.
         WeightsError: the weights cannot be had or do not fit.
     """
     if spec.weights == RANDOM:
@@ -78,6 +81,8 @@ def build_model(spec: ModelSpec, *, num_classes: int, role: str) -> Network:
         kind = type(model).__name__
         msg = f"`{role}.model` {spec.model!r} is a {kind}, no classifier of timm with one head; choose another"
         raise ModelError(msg)
+    if spec.decoder is not None:
+        add_decoder(model, spec.decoder, classes=num_classes, role=role)
     return model.eval()
 
 
@@ -180,10 +185,9 @@ def load_merged(folder: Path, role: str, spec: ModelSpec) -> tuple[Network, list
     hidden = _stored_shapes(path, role=role).get(BOTTLENECK, (0,))[0]
     with safe_open(path, framework="pt") as file:
         labels: list[str] = json.loads(file.metadata()["labels"])
-    if not hidden:
-        return build_model(replace(spec, weights=str(path)), num_classes=len(labels), role=role), labels
     model = build_model(replace(spec, weights=RANDOM), num_classes=len(labels), role=role)
-    add_bottlenecks(model, hidden=hidden)
+    if hidden:
+        add_bottlenecks(model, hidden=hidden)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """Logits of many images from an ONNX file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from pipeline.parts.index import Images
 Logits = NDArray[np.float32]
 
 
-def onnx_logits(path: Path, images: Images) -> Logits:
-    """Returns logits of shape (images, classes) as ONNX Runtime's CPU provider computes them, one image at a time."""
+def onnx_logits(path: Path, images: Images) -> Iterator[Logits]:
+    """Yields the logits of each image, of shape (classes, ...), as ONNX Runtime's CPU provider computes them."""
     run = onnx_function(path)
-    return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+    for place in range(len(images)):
+        yield run(images[place : place + 1])[0]
 
 
 def onnx_function(path: Path) -> Callable[[NDArray[np.float32]], Logits]:

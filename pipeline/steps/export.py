@@ -4,10 +4,10 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -16,10 +16,11 @@ from pipeline.base.errors import ModelError
 from pipeline.base.parity import Parity, compare
 from pipeline.base.provenance import git_revision
 from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
-from pipeline.parts.index import Loaded, LoadImage, read_index
+from pipeline.parts.index import Index, Load, Loaded, Targets, evenly, kept_places, read_index
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
+from pipeline.parts.scores import score_of
 
 
 def export(
@@ -33,7 +34,7 @@ def export(
     tolerance: float,
     golden_count: int,
     params: Path,
-    load: LoadImage,
+    load: Load,
 ) -> Parity:
     """Writes a bundle, and `parity.json`, to `output`.
 
@@ -45,43 +46,47 @@ def export(
         preprocess: preprocessing as plain data, stored in the bundle.
         opset: of the ONNX file; 17 or later keeps LayerNormalization one operator.
         tolerance: largest difference of a logit allowed between torch and ONNX Runtime.
-        golden_count: number of golden inputs.
+        golden_count: number of golden inputs, at most: their answers take no more than 64 MiB.
         params: `params.yaml`, whose hash is recorded.
-        load: decodes and preprocesses one image.
+        load: decodes and preprocesses one file.
 
     Raises:
         ModelError: the graph decomposes LayerNormalization.
         ParityError: the ONNX file answers differently.
     """
     index, root = read_index(data)
-    images = Loaded(root, index.parts["validation"], load=load)
-    labels = index.parts["validation"].labels
+    validation = index.parts["validation"]
+    images = Loaded(root, validation, load=load.image)
     model, names = load_merged(merged, "student", student)
     graph = to_onnx(model, torch.from_numpy(images[:1]), opset=opset)
     _check_layer_norms(graph, model)
     path = save_onnx(graph, output)
     parity = compare(
-        ("merged", torch_logits(model, images)), ("onnx", onnx_logits(path, images)), labels=labels, tolerance=tolerance
+        ("merged", torch_logits(model, images)),
+        ("onnx", onnx_logits(path, images)),
+        targets=Targets(root, validation, load=load.mask, ignore=index.ignore),
+        score=partial(score_of, index),
+        tolerance=tolerance,
     )
     parity.write(output / "parity.json")
-    lineage = {
+    lineage = _lineage(params, index)
+    info = BundleInfo(
+        name=student.model, variant="fp32", precision="fp32", preprocess=preprocess, labels=names, lineage=lineage
+    )
+    shape = [dimension.dim_value for dimension in graph.graph.output[0].type.tensor_type.shape.dim]
+    count = min(golden_count, len(kept_places(len(validation), shape)))
+    chosen = Loaded(root, validation[evenly(len(validation), count)], load=load.image)
+    write_bundle(output, info, golden=chosen[:])
+    return parity
+
+
+def _lineage(params: Path, index: Index) -> dict[str, str | None]:
+    return {
         "git_revision": git_revision(Path.cwd()),
         "params_sha256": hashlib.sha256(params.read_bytes()).hexdigest(),
         "data_sha256": index.sha256,
         "parent_sha256": None,
     }
-    info = BundleInfo(
-        name=student.model,
-        variant="fp32",
-        precision="fp32",
-        preprocess=preprocess,
-        labels=names,
-        lineage=lineage,
-    )
-    # Evenly spaced, because the split is sorted by path: the first ones would all be of one class.
-    chosen = np.linspace(0, len(images) - 1, min(golden_count, len(images))).round().astype(int)
-    write_bundle(output, info, golden=np.concatenate([images[place : place + 1] for place in chosen.tolist()]))
-    return parity
 
 
 def to_onnx(model: nn.Module, image: torch.Tensor, *, opset: int) -> onnx.ModelProto:

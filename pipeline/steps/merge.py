@@ -1,21 +1,28 @@
 """Merge: folds the adapters of teacher and student into their weights and proves that nothing else changed."""
 
+import copy
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pipeline.base.errors import ModelError
-from pipeline.base.parity import Parity, accuracy_percent, compare
+from pipeline.base.parity import Parity, compare
 from pipeline.parts.adapters.inject import adapters, merge
 from pipeline.parts.adapters.lora import LoraLinear
 from pipeline.parts.adapters.saved import restore
-from pipeline.parts.index import Loaded, LoadImage, read_index
+from pipeline.parts.index import Index, Items, Load, Loaded, Targets, read_index
 from pipeline.parts.models import ModelSpec, build_model, load_merged, save_merged
 from pipeline.parts.network import Network
-from pipeline.parts.predict import torch_logits
+from pipeline.parts.predict import Logits, torch_logits
+from pipeline.parts.scores import score_of
 
 SAVED_TOLERANCE = 0.02  # training may have run in bf16 or on a GPU
 
@@ -28,7 +35,7 @@ def merge_models(
     teacher: ModelSpec,
     student: ModelSpec,
     tolerance: float,
-    load: LoadImage,
+    load: Load,
 ) -> Parity:
     """Writes networks without LoRA as `teacher.safetensors` and `student.safetensors`, and the student's `parity.json`.
 
@@ -42,7 +49,7 @@ def merge_models(
         teacher: architecture and weights that the teacher was trained from.
         student: architecture and weights that the student was trained from.
         tolerance: largest difference of a logit allowed between an adapted and a merged network, in fp32.
-        load: decodes and preprocesses one image.
+        load: decodes and preprocesses one file.
 
     Returns:
         The student's parity.
@@ -51,36 +58,71 @@ def merge_models(
         ModelError: what was trained does not fit, or an adapter is left after merging.
         ParityError: a merged network answers differently from the trained one.
     """
-    index, root = read_index(data)
-    images = Loaded(root, index.parts["validation"], load=load)
-    labels = index.parts["validation"].labels
+    data_set = _Data(*read_index(data), load=load)
+    index = data_set.index
     with np.load(distilled / "validation_logits.npz", allow_pickle=False) as stored:
         trained = dict(stored)
+    validation, tested = index.parts["validation"], index.parts["test"]
+    places: NDArray[np.int64] = trained.pop("places")
+    some = validation[places]
     specs = {role: spec for role, spec in (("teacher", teacher), ("student", student)) if role in trained}
+    accuracies = {}
     for role, spec in specs.items():
         model = build_model(spec, num_classes=len(index.labels), role=role)
         _adapt(model, distilled / f"{role}.safetensors")
-        before = torch_logits(model, images)
         # What was saved must be what was trained: another backbone, head or scale answers quite differently.
-        compare((f"trained {role}", trained[role]), (f"saved {role}", before), labels=labels, tolerance=SAVED_TOLERANCE)
-        merge(model)
-        left = [name for name, module in adapters(model).items() if isinstance(module, LoraLinear)]
-        if left:
-            msg = f"adapters are left in the {role} after merging: {left}; this is a fault of `adapters.merge`"
-            raise ModelError(msg)
-        after = torch_logits(model, images)
-        parity = compare(("torch", before), ("merged", after), labels=labels, tolerance=tolerance)
-        save_merged(output, role, model, labels=index.labels)
+        ends = (f"trained {role}", trained[role]), (f"saved {role}", data_set.logits(model, some))
+        data_set.compare(*ends, items=some, tolerance=SAVED_TOLERANCE)
+        merged = _without_adapters(model, role=role)
+        ends = ("torch", data_set.logits(model, validation)), ("merged", data_set.logits(merged, validation))
+        parity = data_set.compare(*ends, items=validation, tolerance=tolerance)
+        save_merged(output, role, merged, labels=index.labels)
+        accuracies[role] = data_set.score(load_merged(output, role, spec)[0], tested)
     parity.write(output / "parity.json")
-    images = Loaded(root, index.parts["test"], load=load)
-    labels = index.parts["test"].labels
-    accuracies = {
-        role: {"test_accuracy_percent": round(accuracy_percent(torch_logits(model, images), labels), 3)}
-        for role, spec in specs.items()
-        for model, _ in [load_merged(output, role, spec)]
-    }
-    (output / "accuracy.json").write_text(json.dumps({"schema": 1, **accuracies}, indent=2) + "\n", encoding="utf-8")
+    content = {"schema": 1, "metric": score_of(index).metric, **accuracies}
+    (output / "accuracy.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return parity
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The images and what is true of them."""
+
+    index: Index
+    root: Path
+    load: Load
+
+    def logits(self, model: Network, items: Items) -> Iterator[Logits]:
+        return torch_logits(model, Loaded(self.root, items, load=self.load.image))
+
+    def targets(self, items: Items) -> Targets:
+        return Targets(self.root, items, load=self.load.mask, ignore=self.index.ignore)
+
+    def compare(self, *ends: tuple[str, Iterable[Logits]], items: Items, tolerance: float) -> Parity:
+        origin, result = ends
+        score = partial(score_of, self.index)
+        return compare(origin, result, targets=self.targets(items), score=score, tolerance=tolerance)
+
+    def score(self, model: Network, items: Items) -> dict[str, Any]:
+        score = score_of(self.index)
+        for logits, target in zip(self.logits(model, items), self.targets(items), strict=True):
+            score.add(logits.argmax(0)[None], target[None])
+        found: dict[str, Any] = {"test_accuracy_percent": round(score.percent(), 3)}
+        each = score.per_class_percent()
+        if each:
+            found["test_per_class_percent"] = {k: None if v is None else round(v, 3) for k, v in each.items()}
+        return found
+
+
+def _without_adapters(model: Network, *, role: str) -> Network:
+    """Returns a copy with the adapters folded into the weights."""
+    merged = copy.deepcopy(model)
+    merge(merged)
+    left = [name for name, module in adapters(merged).items() if isinstance(module, LoraLinear)]
+    if left:
+        msg = f"adapters are left in the {role} after merging: {left}; this is a fault of `adapters.merge`"
+        raise ModelError(msg)
+    return merged
 
 
 def _adapt(model: Network, path: Path) -> None:

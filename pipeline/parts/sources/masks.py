@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.errors import DataError
-from pipeline.parts.index import Item, Items
-from pipeline.parts.sources.listing import ALL, SPLIT_NAMES, Finding, Listing, is_image
+from pipeline.parts.index import IGNORED, Item, Items
+from pipeline.parts.sources.listing import ALL, SPLIT_NAMES, Finding, Listing, is_image, refuse_one_class
 
 CLASSES_FILE = "classes.txt"
 
@@ -26,6 +26,7 @@ def list_masks(root: Path, *, images: str, masks: str, classes: Sequence[str] | 
         DataError: a folder or file is missing, two images have one name, or a split names what is not there.
     """
     labels = tuple(classes) if classes is not None else _classes(root / CLASSES_FILE)
+    _check_classes(labels, where=f"{str(root / CLASSES_FILE)!r}" if classes is None else "`prepare.classes`")
     pictures, targets = (_by_stem(root, name) for name in (images, masks))
     findings = [Finding("unpaired", (pictures[stem],), "an image without a mask") for stem in pictures.keys() - targets]
     findings += [Finding("unpaired", (targets[stem],), "a mask without an image") for stem in targets.keys() - pictures]
@@ -73,6 +74,17 @@ def _classes(file: Path) -> tuple[str, ...]:
         msg = f"no {str(file)!r}; write the names of the classes there, one per line, or set `prepare.classes`"
         raise DataError(msg)
     return tuple(_lines(file))
+
+
+def _check_classes(labels: Sequence[str], *, where: str) -> None:
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        msg = f"{where} names {twice[0]!r} twice; give every class a name of its own"
+        raise DataError(msg)
+    refuse_one_class(tuple(labels), where)
+    if len(labels) > IGNORED:
+        msg = f"{where} names {len(labels)} classes; masks of 8 bits can tell {IGNORED} apart"
+        raise DataError(msg)
 
 
 def _lines(file: Path) -> list[str]:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.parts.losses import distillation_kl, logit_mse
+from pipeline.parts.losses import CrossEntropy, distillation_kl, logit_mse
 from pipeline.parts.training import Losses
 
 
@@ -34,7 +33,7 @@ class Weights:
     squared_temperature: bool = True
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Returns the distillation term of logits of shape (batch, classes)."""
+        """Returns the distillation term of logits of shape (batch, classes, ...)."""
         if self.kind == "mse":
             return logit_mse(student, teacher, detach=self.detach)
         kl = distillation_kl(student, teacher, temperature=self.temperature, detach=self.detach)
@@ -44,8 +43,15 @@ class Weights:
 class Objective(nn.Module):
     """Maps images (batch, 3, height, width) and targets to losses: "loss" is the one to minimise.
 
-    Targets are labels (batch,) or shares of classes (batch, classes).
+    Targets are labels (batch,), shares of classes (batch, classes), or labels of pixels (batch, height, width).
+
+    Attributes:
+        cross_entropy: of one model's logits and the targets.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropy()
 
     def train(self, mode: bool = True) -> "Objective":
         """Sets the mode; frozen batch norms keep their statistics, as every frozen layer keeps its function."""
@@ -71,7 +77,7 @@ class Supervised(Objective):
 
     def forward(self, images: Tensor, targets: Tensor) -> Losses:
         """Returns the loss."""
-        loss = F.cross_entropy(self.model(images).float(), targets)
+        loss = self.cross_entropy(self.model(images).float(), targets)
         return {"loss": loss, f"ce_{self.role}": loss}
 
 
@@ -92,7 +98,7 @@ class Joint(Objective):
         """Returns the loss and its terms."""
         teacher, student = self.teacher(images).float(), self.student(images).float()
         weights = self.weights
-        own, theirs = F.cross_entropy(student, targets), F.cross_entropy(teacher, targets)
+        own, theirs = self.cross_entropy(student, targets), self.cross_entropy(teacher, targets)
         distillation = weights.term(student, teacher)
         loss = weights.student * own + weights.teacher * theirs + weights.distillation * distillation
         return {"loss": loss, "ce_teacher": theirs, "ce_student": own, weights.kind: distillation}
@@ -122,6 +128,6 @@ class Imitation(Objective):
         with torch.no_grad():
             teacher = self.teacher(images).float()
         student = self.student(images).float()
-        own, distillation = F.cross_entropy(student, targets), self.weights.term(student, teacher)
+        own, distillation = self.cross_entropy(student, targets), self.weights.term(student, teacher)
         loss = self.weights.student * own + self.weights.distillation * distillation
         return {"loss": loss, "ce_student": own, self.weights.kind: distillation}

@@ -35,8 +35,10 @@ class Record:
         method: its name.
         models: trained, by role.
         trained: every parameter that was trained.
+        metric: what `accuracies` are: "accuracy" or "mIoU".
         accuracies: on validation, in percent, by role.
-        logits: on validation, (images, classes), by role.
+        places: of the validation images whose logits are kept.
+        logits: of these, (images, classes, ...), by role.
         alignment: CKA by layer.
         curve: one row per epoch.
         costs: time and memory, one row per epoch; the only part that differs between two equal runs.
@@ -45,7 +47,9 @@ class Record:
     method: str
     models: Mapping[str, Network]
     trained: Sequence[nn.Parameter]
+    metric: str
     accuracies: dict[str, float]
+    places: Sequence[int]
     logits: Mapping[str, Tensor]
     alignment: Sequence[Mapping[str, Any]]
     curve: Sequence[Mapping[str, Any]]
@@ -58,7 +62,7 @@ def write(output: Path, record: Record) -> None:
         state, described = trained_state(model, record.trained)
         save_file(state, output / f"{role}.safetensors", metadata=described)
     arrays: dict[str, Any] = {role: logits.numpy() for role, logits in record.logits.items()}
-    np.savez(output / TRAINED_LOGITS, **arrays)
+    np.savez(output / TRAINED_LOGITS, places=np.array(record.places, np.int64), **arrays)
     _write_csv(output / "curves.csv", record.curve, columns=CURVE)
     _write_csv(output / "cka.csv", record.alignment, columns=ALIGNMENT)
     _write_json(output / "metrics.json", _metrics(record))
@@ -75,6 +79,7 @@ def _metrics(record: Record) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "schema": 2,
         "method": record.method,
+        "metric": record.metric,
         **{role: {"validation_accuracy_percent": round(value, 3)} for role, value in record.accuracies.items()},
         "trained_parameters": sum(unique.values()),
     }

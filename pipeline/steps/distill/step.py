@@ -1,6 +1,7 @@
 """Distill: trains with the chosen method and records how well teacher and student do on validation."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,23 +13,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.base.errors import DataError, ModelError, ParamsError
+from pipeline.base.errors import ModelError, ParamsError
 from pipeline.base.progress import notice
 from pipeline.base.seeding import derived, draw_from, seed_everything
 from pipeline.parts.adapters.inject import adapters, prove_gradients
 from pipeline.parts.checkpoints import Checkpoints, State
 from pipeline.parts.data import Augment, Images, ImageStream, Mixing, evaluation_batches
-from pipeline.parts.index import Index, Item, LoadImage, read_index
+from pipeline.parts.index import IGNORED, Index, Load, kept_places, read_index
+from pipeline.parts.losses import CrossEntropy
 from pipeline.parts.models import RANDOM, ModelSpec, build_model
 from pipeline.parts.network import Network
 from pipeline.parts.pixels import KeptPixels
+from pipeline.parts.predict import at_once
+from pipeline.parts.scores import score_of
 from pipeline.parts.training import Phase, Run, make_accelerator
 from pipeline.steps.distill.alignment import Alignment
 from pipeline.steps.distill.method import Method
 from pipeline.steps.distill.record import Record, write
 
 PACKAGE = Path(__file__).parents[2]  # the host library
-EVALUATED_AT_ONCE = 256  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +39,19 @@ class Feed:
     """How images reach the models.
 
     Attributes:
-        load: decodes and preprocesses one image.
-        kept: does the same, but keeps what it decoded; None decodes every time.
+        load: decodes and preprocesses one file.
+        kept: does the same with images, but keeps what it decoded; None decodes every time.
         augment: random changes to training images.
         mixing: changes to whole batches.
         black: value of a black pixel after preprocessing, per channel.
         batch_size: images per step over all processes.
-        micro_batch: images per forward pass of one process; None takes its whole share, and 256 in validation.
+        micro_batch: images per forward pass of one process; None takes its whole share, and up to 256 in validation.
         workers: processes that load images; 0 loads them in this one.
         validate_every: epochs from one validation to the next; a stage's last epoch is always validated.
+        class_weights: of the cross-entropy of masks, by class; None weighs all alike.
     """
 
-    load: LoadImage
+    load: Load
     kept: KeptPixels | None = None
     augment: Augment
     mixing: Mixing
@@ -56,6 +60,7 @@ class Feed:
     micro_batch: int | None = None
     workers: int = 0
     validate_every: int = 1
+    class_weights: tuple[float, ...] | None = None
 
 
 def distill(
@@ -92,15 +97,13 @@ def distill(
         settings: all that decides about the result, to tell whether a checkpoint belongs to this run.
 
     Returns:
-        Accuracy on the validation split in percent, by role.
+        Accuracy, or mean IoU, on the validation split in percent, by role.
     """
     specs = {"teacher": teacher, "student": student} if method.has_teacher else {"student": student}
     seed_everything(seed)
     index, root = read_index(data)
-    if index.parts["train"].masked:
-        msg = f"the images of {str(data)!r} have masks; these models learn one class per image: choose another source"
-        raise DataError(msg)
-    _check_size(specs, index.parts["train"][0], root, feed.load)
+    _check_task(specs, index, feed)
+    _check_size(specs, feed.load.image(root / index.parts["train"][0].path).shape[1:])
     _rehearse(specs, method)
     models = {role: build_model(spec, num_classes=len(index.labels), role=role) for role, spec in specs.items()}
     accelerator = make_accelerator(precision)
@@ -123,17 +126,37 @@ def _rehearse(specs: Mapping[str, ModelSpec], method: Method) -> None:
     method.phases(empty.get("teacher"), empty["student"])
 
 
-def _check_size(specs: Mapping[str, ModelSpec], item: Item, root: Path, load: LoadImage) -> None:
+def _check_task(specs: Mapping[str, ModelSpec], index: Index, feed: Feed) -> None:
+    """Refuses data that the models do not learn from.
+
+    Raises:
+        ParamsError: naming the keys.
+    """
+    if index.masked != (specs["student"].decoder is not None):
+        msg = (
+            f"`task` is for {'a class per image' if index.masked else 'masks'}, but the data has "
+            f"{'masks' if index.masked else 'no masks'}; choose data=folder_seg for masks, other data for classes"
+        )
+        raise ParamsError(msg)
+    if feed.class_weights is not None and len(feed.class_weights) != len(index.labels):
+        msg = (
+            f"`task.class_weights` holds {len(feed.class_weights)} weights for the {len(index.labels)} classes "
+            f"{', '.join(index.labels)}; give one each"
+        )
+        raise ParamsError(msg)
+
+
+def _check_size(specs: Mapping[str, ModelSpec], size: tuple[int, ...]) -> None:
     """Refuses images of another size than the networks take, before anything is loaded.
 
     Raises:
         ModelError: naming the sizes and the keys.
     """
-    size = load(root / item.path).shape[1:]
     for role, spec in specs.items():
-        wanted = (spec.image_size, spec.image_size)
-        if spec.image_size is not None and wanted != size:
-            msg = f"`preprocess.crop` is {list(size)}, but `{role}.image_size` is {spec.image_size}; make them equal"
+        wanted = (spec.image_size,) * 2 if isinstance(spec.image_size, int) else spec.image_size
+        if wanted is not None and wanted != size:
+            named = spec.image_size if isinstance(spec.image_size, int) else list(wanted)
+            msg = f"`preprocess.crop` is {list(size)}, but `{role}.image_size` is {named}; make them equal"
             raise ModelError(msg)
 
 
@@ -162,9 +185,14 @@ class _Session:
     ) -> None:
         self.models, self.method, self.feed, self.accelerator, self.seed = models, method, feed, accelerator, seed
         transform = feed.augment.transform(feed.black)
-        train, validation = index.parts["train"], index.parts["validation"]
-        self.training = Images(root, train, load=feed.load, kept=feed.kept, transform=transform, seed=seed)
-        self.validation = Images(root, validation, load=feed.load, kept=feed.kept)
+        self.index = index
+        images = partial(Images, root, load=feed.load, kept=feed.kept, ignore=index.ignore)
+        self.training = images(items=index.parts["train"], transform=transform, seed=seed)
+        self.validation = images(items=index.parts["validation"])
+        image = self.validation[0, 0][0]
+        answer = (len(index.labels), *image.shape[1:]) if index.masked else (len(index.labels),)
+        self.at_once = at_once(max(image.numel(), math.prod(answer)))
+        self.places: list[int] = kept_places(len(self.validation), answer).tolist()
         self.mix = feed.mixing.transform(len(index.labels))
         for model in models.values():
             model.to(accelerator.device)
@@ -173,6 +201,10 @@ class _Session:
         self.phases = method.phases(models.get("teacher"), models["student"])
         for model in models.values():
             model.to(accelerator.device)  # the factors are new
+        if index.masked:
+            weights = None if feed.class_weights is None else torch.tensor(feed.class_weights)
+            for phase in self.phases:
+                phase.objective.cross_entropy = CrossEntropy(weights, ignored=IGNORED).to(accelerator.device)
         self._known: dict[str, float] = {}  # validation accuracy of each role, as of its last change
         self.curve: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
@@ -190,7 +222,9 @@ class _Session:
             method=self.method.name,
             models=self.models,
             trained=[parameter for phase in self.phases for parameter in phase.trained.values()],
+            metric=score_of(self.index).metric,
             accuracies=accuracies,
+            places=self.places,
             logits={role: self._logits(model) for role, model in self.models.items()},
             alignment=self.alignment.rows(self.models, self._images()),
             curve=self.curve,
@@ -279,31 +313,34 @@ class _Session:
         self.costs.append({"epoch": number, "seconds": seconds, "images_per_second": rate, "memory_mb": memory})
         return accuracies.get(run.phase.judged)
 
-    def _evaluation(self, **share: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _evaluation(self, places: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields validation images and targets: all of them, or those at some places."""
         # Who lowers the micro-batch is short of memory.
-        size = min(EVALUATED_AT_ONCE, self.feed.micro_batch or EVALUATED_AT_ONCE)
-        return evaluation_batches(self.validation, batch_size=size, workers=self.feed.workers, **share)
+        size = min(self.at_once, self.feed.micro_batch or self.at_once)
+        chosen = range(len(self.validation)) if places is None else places
+        return evaluation_batches(self.validation, chosen, batch_size=size, workers=self.feed.workers)
 
     def _images(self) -> Iterable[Tensor]:
         return (images for images, _ in self._evaluation())
 
     @torch.inference_mode()
     def _accuracies(self, roles: Sequence[str]) -> dict[str, float]:
-        """Validation accuracy in percent by role; each process counts its share of the images."""
+        """Validation accuracy, or mean IoU, in percent by role; each process counts its share of the images."""
         device = self.accelerator.device
-        right = torch.zeros(len(roles) + 1, device=device, dtype=torch.long)
+        scores = {role: score_of(self.index) for role in roles}
         for role in roles:
             self.models[role].eval()
-        share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
-        for images, labels in self._evaluation(**share):
-            right[-1] += len(labels)
-            for place, role in enumerate(roles):
-                right[place] += (self.models[role](images.to(device)).argmax(-1) == labels.to(device)).sum()
-        counts = self.accelerator.reduce(right).tolist()
-        return {role: 100 * count / counts[-1] for role, count in zip(roles, counts, strict=False)}
+        mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
+        for images, targets in self._evaluation(mine):
+            for role, score in scores.items():
+                score.add(self.models[role](images.to(device)).argmax(1).cpu().numpy(), targets.numpy())
+        for score in scores.values():
+            score.counts = self.accelerator.reduce(torch.from_numpy(score.counts).to(device)).cpu().numpy()
+        return {role: score.percent() for role, score in scores.items()}
 
     @torch.inference_mode()
     def _logits(self, model: Network) -> Tensor:
+        """Logits of the validation images that later steps compare with."""
         model.eval()
         device = self.accelerator.device
-        return torch.cat([model(images.to(device)).float().cpu() for images in self._images()])
+        return torch.cat([model(images.to(device)).float().cpu() for images, _ in self._evaluation(self.places)])

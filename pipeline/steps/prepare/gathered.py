@@ -104,6 +104,8 @@ def gather_masks(found: Gathered, seen: Iterable[Seen], *, ignore: int | None) -
             kind, reason = "mask", f"{one.width} x {one.height} pixels, its image {width} x {height}"
         elif not kind and strange:
             kind, reason = "mask", f"value {strange[0]} is none of the {classes} classes, 0 to {classes - 1}"
+        elif not kind and not any(value != ignore for value, _ in one.pixels):
+            kind, reason = "mask", "no pixel has a class"
         if kind:
             path, mask = (str(found.items.columns[name][row]) for name in ("path", "mask"))
             findings.append(Finding(kind, (path,), f"mask {mask}: {reason}", (row,)))
@@ -113,7 +115,6 @@ def gather_masks(found: Gathered, seen: Iterable[Seen], *, ignore: int | None) -
             if value != ignore:
                 pixels[row, value] = amount
     shares = pixels.sum(0) / max(1, pixels.sum())
-    # An empty mask counts to class 0.
     rarest = np.where(pixels > 0, shares, np.inf).argmin(1).astype(np.int32)
     items = found.items.replaced(mask_sha256=hashes, label=rarest)
     return replace(found, items=items, pixels=shares), findings

@@ -26,6 +26,8 @@ WORDS = {
     "near_copies": ("scene(s) in two splits, as near copies", "keep one of each"),
 }
 
+CHOICES = {"names": "keep", "near_copies": "drop, or to keep if they show different things"}  # drop for the others
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -72,6 +74,6 @@ def _refusal(found: Gathered, refused: Sequence[Finding]) -> str:
         what, remedy = WORDS[kind]
         shown = "; ".join(f"{', '.join(map(repr, one.paths))} ({one.reason})" for one in findings[:SHOWN])
         more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
-        choice = "keep" if kind == "names" else "drop"
+        choice = CHOICES.get(kind, "drop")
         sentences.append(f"{len(findings)} {what}: {shown}{more}; {remedy}, or set `prepare.{kind}` to {choice}")
     return f"in {str(found.root)!r}: {'. '.join(sentences)}"

@@ -29,6 +29,7 @@ def write_report(
     outcomes: Sequence[Outcome],
     source: str,
     policy: Mapping[str, str],
+    near_similarity: float | None,
 ) -> None:
     """Writes `report.json`: counts, sizes, and every finding with what was done.
 
@@ -40,6 +41,7 @@ def write_report(
         outcomes: the findings.
         source: name of the source.
         policy: what was to be done, by kind of finding.
+        near_similarity: correlation from which two images were taken for one scene; None: not looked for.
     """
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -50,6 +52,7 @@ def write_report(
         "width": _spread(sizes[:, 0]),
         "height": _spread(sizes[:, 1]),
         "policy": dict(policy),
+        "near_similarity": near_similarity,
         "found": dict(sorted(Counter(f"{one.finding.kind} {one.action}" for one in outcomes).items())),
         "findings": [
             {

@@ -103,11 +103,20 @@ def prepare(
         seed=draws.split_seed,
     )
     del found
-    inside = root.is_relative_to(output)
-    index = Index(labels, root.relative_to(output).as_posix() if inside else str(root), _drawn(splits, draws))
+    place = root.relative_to(output).as_posix() if root.is_relative_to(output) else str(root)
+    index = Index(labels, place, _drawn(splits, draws), ignore)
     _refuse_gaps(index, outcomes)
     index = write_index(index, output)
-    write_report(output, index, sizes=sizes, pixels=pixels, outcomes=outcomes, source=source, policy=policy)
+    write_report(
+        output,
+        index,
+        sizes=sizes,
+        pixels=pixels,
+        outcomes=outcomes,
+        source=source,
+        policy=policy,
+        near_similarity=near_similarity,
+    )
     write_samples(output / "samples", index.parts["train"], labels=labels, root=root, decode=decoders.image)
     return index
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("NNCF_CI", "1")  # NNCF sends telemetry unless this is set before it is imported
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.base.errors import DataError
 from pipeline.base.parity import Parity, compare
 from pipeline.parts.bundle import MODEL, BundleInfo, read_bundle, save_onnx, write_bundle
-from pipeline.parts.index import Loaded, LoadImage, read_index
+from pipeline.parts.index import Load, Loaded, Targets, read_index
 from pipeline.parts.predict_onnx import onnx_logits
+from pipeline.parts.scores import score_of
 from pipeline.steps.quantize.lint import check_quantizers
 
 
@@ -27,7 +29,7 @@ def quantize(
     data: Path,
     subset_size: int,
     attention: bool,
-    load: LoadImage,
+    load: Load,
 ) -> Parity:
     """Writes a bundle with the quantised network, and `parity.json`, to `output`.
 
@@ -38,7 +40,7 @@ def quantize(
         data: folder of the index; its calibration list feeds the quantisers, its validation split is compared on.
         subset_size: calibration images used, at most.
         attention: whether the two MatMuls of attention (Q K^T and softmax V) are quantised as well.
-        load: decodes and preprocesses one image.
+        load: decodes and preprocesses one file.
 
     Raises:
         DataError: the calibration list is empty.
@@ -48,17 +50,22 @@ def quantize(
     if not len(index.parts["calibration"]):
         msg = f"the calibration list of {str(data)!r} is empty; raise `prepare.calibration_size`"
         raise DataError(msg)
-    calibration = Loaded(root, index.parts["calibration"], load=load)[:subset_size]
+    calibration = Loaded(root, index.parts["calibration"], load=load.image)[:subset_size]
     float_model = onnx.load(exported / MODEL)
     ignored = [] if attention else attention_matmuls(float_model)
     quantised = post_training_int8(float_model, calibration, ignored=ignored)
     check_quantizers(quantised)
     path = save_onnx(quantised, output)
 
-    images = Loaded(root, index.parts["validation"], load=load)
-    labels = index.parts["validation"].labels
-    origin, result = onnx_logits(exported / MODEL, images), onnx_logits(path, images)
-    parity = compare(("onnx", origin), (variant, result), labels=labels, tolerance=None)
+    validation = index.parts["validation"]
+    images = Loaded(root, validation, load=load.image)
+    parity = compare(
+        ("onnx", onnx_logits(exported / MODEL, images)),
+        (variant, onnx_logits(path, images)),
+        targets=Targets(root, validation, load=load.mask, ignore=index.ignore),
+        score=partial(score_of, index),
+        tolerance=None,
+    )
     parity.write(output / "parity.json")
     parent = read_bundle(exported)
     lineage = parent["lineage"] | {"parent_sha256": parent["files"][MODEL]["sha256"]}

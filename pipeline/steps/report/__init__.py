@@ -38,7 +38,7 @@ def report(
         distill: holds metrics.json and curves.csv.
         merged: holds parity.json.
         onnx: holds one bundle per variant, each with parity.json.
-        reference_logits: .npz of (test images, classes) logits by model ("torch", "fp32", "int8" ...) and `labels`.
+        reference_logits: .npz of logits by ONNX variant and `targets`, as `write_reference` writes it.
         max_drop_points: accuracy a variant may lose against `reference`, in percentage points.
         reference: the variant that the budget counts from.
         git_revision: of the code that ran.
@@ -69,7 +69,9 @@ def report(
 def _write(output: Path, evidence: Evidence) -> dict[str, Any]:
     summary = summarize(evidence)
     rows = summary_rows(summary)
-    picture = charts.accuracy_latency(evidence.points(), width=860, height=460, name="chart", note=charts.NOTE)
+    picture = charts.accuracy_latency(
+        evidence.points(), width=860, height=460, name="chart", metric=evidence.metric, note=charts.NOTE
+    )
     files = {
         "report.html": page.render(evidence, rows=rows),
         "summary.json": json.dumps(summary, indent=2, ensure_ascii=False) + "\n",

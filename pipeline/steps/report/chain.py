@@ -2,23 +2,27 @@
 
 Host hops (torch, merged, ONNX) were measured by the steps that made them, on the validation split. The engine hop is
 computed here from logits on the test split: engine against the ONNX file it was compiled from. What was not recorded is
-listed as not measured.
+listed as not measured. Where masks are learnt, an answer is that to a pixel, accuracy is mean IoU, and the engine hop
+is over the images whose logits the device kept.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base import parity
 from pipeline.base.errors import DataError
+from pipeline.parts.scores import Accuracy, MeanIoU
 from pipeline.steps.report import figures
 from pipeline.steps.report.records import REMEDY, Json, Target, Variant, field, read_json, read_optional
 
 Logits = Mapping[str, NDArray[Any]]
-LEAST_LOSS_POINTS = 1e-9  # what rounding of a percentage can leave
+LEAST_LOSS_POINTS = 0.005  # less is printed as no loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +182,17 @@ def _hops(target: Target, variant: Variant, *, host: Host, logits: Logits) -> tu
     if source is None:
         reason = f"no bundle has the ONNX file {variant.onnx_sha256[:12]} that {target.name} compiled"
         return (host.merged, Hop(source="ONNX", result=result, missing=reason))
-    labels = host.logits.get("labels")
-    absent = [f"{name} in the reference logits" for name in (source, "labels") if name not in host.logits]
+    targets = host.logits.get("targets")
+    absent = [f"{name} in the reference logits" for name in (source, "targets") if name not in host.logits]
     if variant.name not in logits:
         absent.append(f"{variant.name} in logits.npz of {target.name}")
-    if absent or labels is None:
+    if absent or targets is None:
         missing = f"no {figures.enumerate_words(absent, 'and no')}"
         engine = Hop(source=f"ONNX {source}", result=result, missing=missing)
     else:
         ends = f"ONNX {source}", result
         tolerance = variant.golden_tolerance
-        engine = compare(host.logits[source], logits[variant.name], labels=labels, ends=ends, tolerance=tolerance)
+        engine = compare(host.logits[source], logits[variant.name], targets=targets, ends=ends, tolerance=tolerance)
     return (*host.path_to(source), engine)
 
 
@@ -196,47 +200,41 @@ def compare(
     reference: NDArray[Any],
     found: NDArray[Any],
     *,
-    labels: NDArray[Any],
+    targets: NDArray[Any],
     ends: tuple[str, str],
     tolerance: float | None,
 ) -> Hop:
     """Computes one hop from logits.
 
     Args:
-        reference: (images, classes), before the hop.
-        found: (images, classes), after it.
-        labels: (images,), whole numbers.
+        reference: (images, classes, ...), before the hop.
+        found: (images, classes, ...), after it.
+        targets: (images, ...), whole numbers.
         ends: names of the two.
         tolerance: largest relative error that passes; None leaves it open.
     """
     hop = Hop(source=ends[0], result=ends[1])
-    if reference.shape != found.shape or labels.shape != found.shape[:1] or found.ndim != 2 or not found.size:
-        shapes = f"reference {reference.shape}, engine {found.shape}, labels {labels.shape}"
+    answers = (*found.shape[:1], *found.shape[2:])
+    if reference.shape != found.shape or targets.shape != answers or found.ndim not in {2, 4} or not found.size:
+        shapes = f"reference {reference.shape}, engine {found.shape}, targets {targets.shape}"
         return replace(hop, missing=f"shapes do not match: {shapes}")
     if not (np.isfinite(reference).all() and np.isfinite(found).all()):
         return replace(hop, passed=False, missing="the logits hold values that are not finite")
-    before, after = reference.astype(np.float64), found.astype(np.float64)
-    largest, scale = float(np.abs(after - before).max()), float(np.abs(before).max())
-    relative = largest / scale if scale else None
-    old, new = before.argmax(axis=1), after.argmax(axis=1)
+    score = Accuracy if found.ndim == 2 else partial(MeanIoU, [str(label) for label in range(found.shape[1])])
+    same = parity.compare((ends[0], reference), (ends[1], found), targets=targets, score=score, tolerance=None)
+    directed = bool(reference.any())  # logits that are all 0 have no size to compare with
     return replace(
         hop,
-        max_abs_error=largest,
-        relative_error=relative,
-        cosine=_cosine(before, after),
-        agreement_percent=100 * float((old == new).mean()),
-        accuracy_from=100 * float((old == labels).mean()),
-        accuracy_to=100 * float((new == labels).mean()),
-        images=len(labels),
+        max_abs_error=same.max_abs_error,
+        relative_error=same.relative_error if directed else None,
+        cosine=same.cosine if directed else None,
+        agreement_percent=100 * same.argmax_agreement,
+        accuracy_from=same.accuracy_from_percent,
+        accuracy_to=same.accuracy_to_percent,
+        images=same.samples,
         split="test",
-        passed=None if tolerance is None or relative is None else relative <= tolerance,
+        passed=None if tolerance is None or not directed else same.relative_error <= tolerance,
     )
-
-
-def _cosine(one: NDArray[Any], other: NDArray[Any]) -> float | None:
-    """Mean over images; None where an image has no direction."""
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float(((one * other).sum(axis=1) / norms).mean()) if norms.all() else None
 
 
 def _worst(hops: tuple[Hop, ...]) -> str:

@@ -80,14 +80,18 @@ def _x_axis(canvas: Canvas, x: Scale, bottom: float, *, title: str) -> None:
     canvas.text((x.end, bottom + 38), title, css="soft", anchor="end")
 
 
-def accuracy_latency(points: Sequence[Point], *, width: float, height: float, name: str, note: str = "") -> Canvas:
-    """Accuracy (Wilson interval as a bar) against median latency (whisker to p90), one shape and colour per target.
+def accuracy_latency(
+    points: Sequence[Point], *, width: float, height: float, name: str, metric: str = "accuracy", note: str = ""
+) -> Canvas:
+    """Accuracy or another metric (its interval as a bar) against median latency (whisker to p90).
 
-    Filled markers are chosen variants; the dotted line joins a target's variants that no other of it beats in both.
-    A `note` goes below.
+    One shape and colour per target; filled markers are chosen variants; the dotted line joins a target's variants that
+    no other of it beats in both. A `note` goes below.
     """
     targets = list(dict.fromkeys(point.target for point in points))
-    canvas = Canvas(width, height, name=name, title="Accuracy against latency", description=_spoken(points))
+    canvas = Canvas(
+        width, height, name=name, title=f"{figures.capital(metric)} against latency", description=_spoken(points)
+    )
     entries = [
         (f"c{i % COLOURS}{' full' if any(p.chosen and p.target == t for p in points) else ''}", t)
         for i, t in enumerate(targets)
@@ -100,7 +104,7 @@ def accuracy_latency(points: Sequence[Point], *, width: float, height: float, na
     title = f"latency, ms (marker p50, whisker to p90{', log scale' if log else ''})"
     if text_width(title) > width:
         title = f"latency, ms{' (log scale)' if log else ''}"
-    _axes(canvas, x, y, titles=(title, "top-1 accuracy, %"))
+    _axes(canvas, x, y, titles=(title, f"{'top-1 accuracy' if metric == 'accuracy' else metric}, %"))
     for index, target in enumerate(targets):
         own = [point for point in points if point.target == target]
         front = [(x(p.p50), y(p.accuracy)) for p in _front(own)]

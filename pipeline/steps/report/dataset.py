@@ -28,12 +28,16 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class: images by split, their shares of the largest class in percent, and samples as data URIs."""
+    """One class: images by split, their shares of the largest class in percent, and samples as data URIs.
+
+    `pixels` is its share of all pixels in percent, where images have masks; they count to the rarest class they hold.
+    """
 
     label: str
     counts: list[int]
     shares: list[float]
     samples: list[str] = field(default_factory=list)
+    pixels: float | None = None
 
 
 def read_dataset(folder: Path) -> Json | None:
@@ -62,6 +66,7 @@ def view(report: Json | None) -> dict[str, Any] | None:
     rows = {label: [split.get(label, 0) for split in counts.values()] for label in labels}
     most = max(map(sum, rows.values()), default=0) or 1
     findings = report.get("findings") or []
+    pixels = report.get("pixels_percent") or {}
     return {
         "source": report.get("source"),
         "calibration": report.get("calibration"),
@@ -73,11 +78,14 @@ def view(report: Json | None) -> dict[str, Any] | None:
                 counts=row,
                 shares=[round(100 * count / most, 2) for count in row],
                 samples=report["samples"].get(place, []),
+                pixels=pixels.get(label),
             )
             for place, (label, row) in enumerate(rows.items())
         ],
         "totals": [sum(split.values()) for split in counts.values()],
         "pictured": bool(report["samples"]),
+        "masked": bool(pixels),
+        "looked": report.get("near_similarity") is not None,
         "findings": [{**one, "kind": KINDS.get(one["kind"], one["kind"])} for one in findings[:SHOWN]],
         "count": len(findings),
         "found": [_named(kind, count) for kind, count in (report.get("found") or {}).items()],

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.steps.report.chain import Chain, Hop, assemble, read_host
 from pipeline.steps.report.charts import Point
 from pipeline.steps.report.dataset import read_dataset
+from pipeline.steps.report.overlays import Row, draw_rows
 from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
 from pipeline.steps.report.verdict import Verdict, judge
@@ -23,10 +24,16 @@ class Evidence:
     training: Json | None
     curves: Series
     data: Json | None
+    pictures: tuple[Row, ...]
     max_drop_points: float
     reference: str
     git_revision: str
     params_sha256: str
+
+    @property
+    def metric(self) -> str:
+        """What "accuracy" is here: "accuracy" itself, or "mIoU"."""
+        return next((v.accuracy.metric for target in self.targets for v in target.variants), "accuracy")
 
     def points(self) -> list[Point]:
         """Every measured variant as a point of the chart."""
@@ -76,6 +83,7 @@ def gather(
         training=_training(distill, merged),
         curves=read_curves(distill / "curves.csv"),
         data=read_dataset(data),
+        pictures=draw_rows(host.logits, records),
         max_drop_points=max_drop_points,
         reference=reference,
         git_revision=git_revision,

@@ -70,6 +70,11 @@ def keep_units(text: str) -> str:
     return UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
+def capital(text: str) -> str:
+    """With a capital first letter, unless its case has a meaning: "Accuracy", "mIoU"."""
+    return text.capitalize() if text.islower() else text
+
+
 def count(value: int) -> str:
     """A whole number with its thousands parted."""
     return f"{value:,}"

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.steps.report import charts, dataset, figures
+from pipeline.steps.report import charts, dataset, figures, overlays
 from pipeline.steps.report.evidence import Evidence
 from pipeline.steps.report.records import Json, Target
 from pipeline.steps.report.svg import Canvas
@@ -36,6 +36,8 @@ FILTERS = (
     figures.count,
     figures.plain,
     figures.keep_units,
+    figures.capital,
+    overlays.colour,
 )
 
 Figure = tuple[Markup, Markup]
@@ -57,11 +59,15 @@ def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
         style=Markup("".join(sheets)),  # noqa: S704  # our own files
         evidence=evidence,
         rows=rows,
+        interval="Wilson" if evidence.metric == "accuracy" else "bootstrap",
+        per_class=_per_class(evidence),
         sections=_sections(evidence),
         chart=_accuracy_latency(evidence),
         histograms={target.name: _histogram(evidence, target, index=i) for i, target in enumerate(evidence.targets)},
         losses=_curves(evidence, LOSSES, titles=("Training losses", "loss"), name="losses"),
-        accuracies=_curves(evidence, ACCURACIES, titles=("Validation accuracy", "accuracy, %"), name="accuracies"),
+        accuracies=_curves(
+            evidence, ACCURACIES, titles=(f"Validation {evidence.metric}", f"{evidence.metric}, %"), name="accuracies"
+        ),
         data=dataset.view(evidence.data),
         states={target.name: state_rows(target.state) for target in evidence.targets},
         fingerprints={target.name: list(flatten(target.device)) for target in evidence.targets},
@@ -71,7 +77,7 @@ def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
 def _sections(evidence: Evidence) -> list[tuple[str, str]]:
     return [
         ("verdict", "Verdicts" if len(evidence.targets) > 1 else "Verdict"),
-        ("chart", "Accuracy against latency"),
+        ("chart", f"{figures.capital(evidence.metric)} against latency"),
         ("variants", "Variants"),
         ("parity", "Parity chain"),
         ("training", "Training"),
@@ -89,8 +95,25 @@ def _pair(wide: Canvas | None, narrow: Canvas | None) -> Figure | None:
 
 def _accuracy_latency(evidence: Evidence) -> Figure | None:
     points = evidence.points()
-    wide = charts.accuracy_latency(points, width=WIDE, height=480, name="trade-off-wide")
-    return _pair(wide, charts.accuracy_latency(points, width=NARROW, height=380, name="trade-off-narrow"))
+    drawn = [
+        charts.accuracy_latency(points, width=width, height=height, name=f"trade-off-{name}", metric=evidence.metric)
+        for name, width, height in (("wide", WIDE, 480), ("narrow", NARROW, 380))
+    ]
+    return _pair(*drawn)
+
+
+def _per_class(evidence: Evidence) -> dict[str, dict[str, float | None]]:
+    """What each class reaches, by class and place: the merged networks on the host, then every engine."""
+    training = evidence.training or {}
+    columns: dict[str, Mapping[str, float | None]] = {
+        f"{role}, host": training[role]["test_per_class_percent"]
+        for role in ("teacher", "student")
+        if "test_per_class_percent" in (training.get(role) or {})
+    }
+    for target in evidence.targets:
+        columns |= {f"{target.name}, {v.name}": v.accuracy.per_class for v in target.variants if v.accuracy.per_class}
+    labels = dict.fromkeys(label for column in columns.values() for label in column)
+    return {label: {name: column.get(label) for name, column in columns.items()} for label in labels}
 
 
 def _histogram(evidence: Evidence, target: Target, *, index: int) -> Figure | None:

@@ -1,5 +1,6 @@
 """Reads the records that the report is made of; what is missing or malformed is refused in words."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Top-1 accuracy in percent with its Wilson 95 % interval."""
+    """How good the answers to `count` images are, in percent with a 95 % interval.
 
+    `metric` is "accuracy", top-1 with Wilson's interval, or "mIoU", the mean of `per_class` with a bootstrap interval.
+    """
+
+    metric: str
     percent: float
     low: float
     high: float
-    correct: int
     count: int
+    correct: int | None = None
+    per_class: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def exact(self) -> Fraction:
-        """Percent as an exact fraction, so that a budget met to the image is met."""
-        return Fraction(100 * self.correct, self.count)
+        """Percent as an exact fraction, so that a budget met to the image, or to 0.01 points of mIoU, is met."""
+        return Fraction(str(self.percent)) if self.correct is None else Fraction(100 * self.correct, self.count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +131,17 @@ def field(record: Json, key: str, kind: type[T], *, source: Path) -> T:
 
 
 def _accuracy(record: Json, *, source: Path) -> Accuracy:
-    whole = {key: field(record, f"accuracy.{key}", int, source=source) for key in ("correct", "count")}
-    if not 0 <= whole["correct"] <= whole["count"] or whole["count"] == 0:
-        msg = f"Record {str(source)!r}: {whole['correct']} of {whole['count']} images correct cannot be: {REMEDY}"
+    metric = field(record, "accuracy.metric", str, source=source)
+    whole = {
+        key: field(record, f"accuracy.{key}", int, source=source)
+        for key in ("count", *(("correct",) if metric == "accuracy" else ()))
+    }
+    if not 0 <= whole.get("correct", 0) <= whole["count"] or whole["count"] == 0:
+        msg = f"Record {str(source)!r}: {whole.get('correct')} of {whole['count']} images correct cannot be: {REMEDY}"
         raise DataError(msg)
     return Accuracy(
+        metric=metric,
+        per_class=record["accuracy"].get("per_class_percent") or {},
         percent=field(record, "accuracy.percent", float, source=source),
         low=field(record, "accuracy.low_percent", float, source=source),
         high=field(record, "accuracy.high_percent", float, source=source),

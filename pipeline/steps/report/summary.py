@@ -21,6 +21,7 @@ def summarize(evidence: Evidence) -> dict[str, Any]:
         "schema": SCHEMA,
         "git_revision": evidence.git_revision,
         "params_sha256": evidence.params_sha256,
+        "metric": evidence.metric,
         "reference": evidence.reference,
         "max_drop_points": evidence.max_drop_points,
         "targets": {
@@ -44,7 +45,7 @@ def _variants(target: Target, verdict: Verdict) -> dict[str, dict[str, Any]]:
     variants = {}
     for judged in verdict.variants:
         found = target.variant(judged.name)
-        figures: dict[str, float | None] = dict.fromkeys(FIGURES)
+        figures: dict[str, Any] = dict.fromkeys(FIGURES)
         if found is not None:
             figures = {
                 "accuracy_percent": found.accuracy.percent,
@@ -54,6 +55,8 @@ def _variants(target: Target, verdict: Verdict) -> dict[str, dict[str, Any]]:
                 "latency_p90_ms": found.latency.p90,
                 "size_bytes": found.engine_bytes,
             }
+            if found.accuracy.per_class:
+                figures["accuracy_per_class_percent"] = dict(found.accuracy.per_class)
         compared = {"accuracy_points": judged.points, "speedup": judged.speedup}
         variants[judged.name] = {"status": judged.status, "verdict": judged.word, **figures, **compared}
     return variants

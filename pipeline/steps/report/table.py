@@ -20,6 +20,7 @@ STYLES = {"chosen": "bold green", "failed": "red", "over budget": "yellow", "ski
 class SummaryRow:
     """One variant of one target; None is not measured."""
 
+    metric: str
     target: str
     variant: str
     status: str
@@ -75,6 +76,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[SummaryRow]:
     """Rows of the table from what `report` returned or `summary.json` holds."""
     return [
         SummaryRow(
+            metric=summary["metric"],
             target=target,
             variant=variant,
             status=figure["status"],
@@ -104,7 +106,7 @@ def _table(rows: Sequence[SummaryRow]) -> Table:
         ("variant", [row.variant for row in rows], LONGEST_VARIANT),
     ):
         table.add_column(heading, overflow="fold", min_width=min(max(map(len, names), default=0), most))
-    for heading in ("accuracy", "p50", "p90", "size"):
+    for heading in (rows[0].metric if rows else "accuracy", "p50", "p90", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     previous = None

@@ -19,6 +19,7 @@ from pipeline.steps.report.records import Target, Variant
 
 Status = Literal["chosen", "equal", "slower", "over budget", "failed", "skipped"]
 HALF_PRECISIONS = ("bf16", "fp16")
+WORDS = {"accuracy": ("more accurate", "as accurate")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def _no_reference(target: Target, reference: str) -> str:
     )
     others = ", ".join(variant.name for variant in target.variants) or "none"
     return (
-        f"Target {target.name!r} has no measurement of {reference!r}, from which the accuracy budget counts{why}; "
+        f"Target {target.name!r} has no measurement of {reference!r}, from which the budget counts{why}; "
         f"measured: {others}. Mend it and run `dvc repro`, or name another reference"
     )
 
@@ -148,7 +149,7 @@ def _words(
     rival = base  # the one that the reason compares `best` with
     if best is base:
         rival = min((v for v in within if v is not base), key=lambda v: v.latency.p90, default=base)
-        budget = f"the accuracy budget of {figures.points(max_drop_points)}"
+        budget = f"the {base.accuracy.metric} budget of {figures.points(max_drop_points)}"
         reason = _why_reference(target, base, rival, tied=tied, budget=budget)
     elif base in tied:
         reason = f"it is not measurably faster than {base.name} ({_noise(best, base)}) but {_edge(best, base)}"
@@ -167,8 +168,9 @@ def _words(
 def _why_reference(target: Target, base: Variant, rival: Variant, *, tied: Sequence[Variant], budget: str) -> str:
     """Why the reference itself: `rival` is the fastest other variant within the budget, or the reference if none is."""
     if len(target.variants) == 1:
-        accuracy = f"{figures.percent(base.accuracy.percent)} on {figures.count(base.accuracy.count)} images"
-        return f"it is the only variant measured (p90 {figures.milliseconds(base.latency.p90)}, accuracy {accuracy})"
+        found = f"{figures.percent(base.accuracy.percent)} on {figures.count(base.accuracy.count)} images"
+        p90 = figures.milliseconds(base.latency.p90)
+        return f"it is the only variant measured (p90 {p90}, {base.accuracy.metric} {found})"
     if rival is base:
         lost = [f"{v.name} loses {figures.points(_gain(v, base))}" for v in target.variants if v is not base]
         return f"no other variant is within {budget} ({figures.enumerate_words(lost)})"
@@ -189,17 +191,21 @@ def _p90s(one: Variant, other: Variant) -> str:
 def _edge(winner: Variant, loser: Variant) -> str:
     """What decides between two variants of equal speed."""
     gain = _gain(winner, loser)
+    better, equal = WORDS.get(winner.accuracy.metric, (f"better in {winner.accuracy.metric}", "as good"))
     if gain > 0:
-        return f"more accurate by {figures.points(gain)} ({_percents(winner, loser)})"
+        return f"{better} by {figures.points(gain)} ({_percents(winner, loser)})"
     ours, theirs = figures.megabytes(winner.engine_bytes), figures.megabytes(loser.engine_bytes)
     relation = "smaller" if winner.engine_bytes < loser.engine_bytes else "no larger"
     size = f"as small ({ours})" if ours == theirs else f"{relation} ({ours} against {theirs})"
-    return f"as accurate ({figures.percent(winner.accuracy.percent)}) and {size}"
+    return f"{equal} ({figures.percent(winner.accuracy.percent)}) and {size}"
 
 
 def _percents(one: Variant, other: Variant) -> str:
     images = figures.count(one.accuracy.count)
-    shares = figures.percent(one.accuracy.percent), figures.percent(other.accuracy.percent)
+    values = one.accuracy.percent, other.accuracy.percent
+    shares = [figures.percent(value) for value in values]
+    if shares[0] == shares[1] and values[0] != values[1]:
+        shares = [f"{value:.2f} %" for value in values]
     return f"{shares[0]} against {shares[1]} on {images} images"
 
 
@@ -207,8 +213,10 @@ def _accuracy_words(best: Variant, base: Variant) -> str:
     gain = _gain(best, base)
     if gain == 0:
         images = figures.count(best.accuracy.count)
-        return f"at the same accuracy ({figures.percent(best.accuracy.percent)} on {images} images)"
-    return f"at {figures.points(gain)} {'more' if gain > 0 else 'less'} accuracy ({_percents(best, base)})"
+        return f"at the same {base.accuracy.metric} ({figures.percent(best.accuracy.percent)} on {images} images)"
+    return (
+        f"at {figures.points(gain)} {'more' if gain > 0 else 'less'} {base.accuracy.metric} ({_percents(best, base)})"
+    )
 
 
 def _int8_words(target: Target, base: Variant, *, told: set[str]) -> list[str]:

@@ -159,7 +159,7 @@ def write_split(folder: Path, name: str, entries: list[dict]) -> None:
     text = "\n".join([",".join(entries[0] if entries else ("path", "label", "sha256")), *rows, ""])
     (folder / f"{name}.csv").write_text(text)
     part = {"count": len(entries), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    content = {"schema": 2, "labels": LABELS, "root": "images", "parts": {name: part}, "sha256": "3"}
+    content = {"schema": 3, "labels": LABELS, "root": "images", "ignore": None, "parts": {name: part}, "sha256": "3"}
     (folder / "index.json").write_text(json.dumps(content))
 
 

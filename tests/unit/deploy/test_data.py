@@ -79,7 +79,8 @@ def test_a_missing_list_is_refused(plant):
     [
         ({"root": "../other"}, "`root` '../other' leaves the data folder"),
         ({"parts": {}}, "key `parts.test.sha256` is missing"),
-        ({"schema": 3}, "has schema 3"),
+        ({"schema": 2}, "has schema 2"),
+        ({"ignore": "rust"}, "`ignore` should be an integer"),
     ],
 )
 def test_faulty_index(plant, edit, changes, message):

@@ -117,3 +117,10 @@ def test_start_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_masks_are_asked_of_models_of_masks_alone(plant, engines, tmp_path, capsys):
+    arguments = ["--bundle", str(plant.onnx_root / "fp32"), "--engine", str(engines / "fp32"), "x.png"]
+    assert main(["predict", "--masks", str(tmp_path / "masks"), *arguments]) == 2
+    assert "gives images a class; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()

@@ -7,12 +7,12 @@ import pytest
 
 from deploy import device as device_module
 from deploy import measure as module
-from deploy.accuracy import accuracy_summary
+from deploy.accuracy import Classification
 from deploy.bundle import load_bundle
 from deploy.data import load_split
 from deploy.errors import EngineError, ImageError, MeasureError, TargetError
 from deploy.latency import summarise
-from deploy.measure import check_record, measure_target
+from deploy.measure import Timing, check_record, measure_target
 from deploy.preprocess import load_image
 from tests.unit.deploy.conftest import write_split
 
@@ -31,14 +31,11 @@ def measure(plant, device, engines, runtime, spec_of, tmp_path, monkeypatch):
             "onnx_root": plant.onnx_root,
             "data": plant.data,
             "device": device,
-            "queries": 40,
-            "seconds": 0.0,
-            "warmup_seconds": 0.0,
-            "profile": "standard",
-            "seed": 0,
             "on_progress": lambda line: None,
         }
-        return measure_target(output, **{**options, **changes})
+        timing = {"queries": 40, "seconds": 0.0, "warmup_seconds": 0.0, "profile": "standard", "seed": 0}
+        timing |= {name: changes.pop(name) for name in timing.keys() & changes}
+        return measure_target(output, timing=Timing(**timing), **{**options, **changes})
 
     run.output = output
     return run
@@ -84,7 +81,10 @@ def test_numbers_follow_from_the_raw_data(measure, plant, onnx_reference):
         assert variant["seconds"] == pytest.approx(sum(times) / 1e9, abs=1e-4)
         assert logits[name].shape == (12, 4)
         assert logits[name].dtype == np.float32
-        assert variant["accuracy"] == accuracy_summary(logits[name], labels)
+        score = Classification()
+        for row, label in zip(logits[name], labels, strict=True):
+            score.add(row, np.array(label))
+        assert variant["accuracy"] == score.summary()
         assert [int(row[name]) for row in predictions] == logits[name].argmax(1).tolist()
         assert variant["golden"]["relative_error"] <= variant["golden"]["tolerance"]
     bundle = load_bundle(plant.onnx_root / "fp32")

@@ -6,16 +6,17 @@ from deploy.data import Item
 from deploy.record import write_record
 
 ITEMS = [Item('a,"b.png', Path("a"), 0, ""), Item("ü.png", Path("b"), 1, "")]
+ANSWERS = {"file": [0, 1], "allow_pickle": [1, None]}
 LOGITS = {"file": np.eye(2, dtype=np.float32), "allow_pickle": np.eye(2, dtype=np.float32)[::-1]}
 
 
 def test_raw_data_survives_awkward_names(tmp_path):
-    write_record(tmp_path, {"schema": 1}, items=ITEMS, samples={"file": [1234567, 5]}, logits=LOGITS)
+    write_record(tmp_path, {"schema": 1}, items=ITEMS, samples={"file": [1234567, 5]}, answers=ANSWERS, logits=LOGITS)
     with np.load(tmp_path / "logits.npz", allow_pickle=False) as archive:
         assert archive.files == ["file", "allow_pickle"]
         for name, expected in LOGITS.items():
             np.testing.assert_array_equal(archive[name], expected)
     assert (tmp_path / "latency.csv").read_text() == "variant,index,latency_us\nfile,0,1234.567\nfile,1,0.005\n"
     assert (tmp_path / "predictions.csv").read_text(encoding="utf-8") == (
-        'path,label,file,allow_pickle\n"a,""b.png",0,0,1\nü.png,1,1,0\n'
+        'path,label,file,allow_pickle\n"a,""b.png",0,0,1\nü.png,1,1,\n'
     )

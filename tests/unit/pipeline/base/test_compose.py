@@ -20,8 +20,9 @@ CONFIGS = ROOT / "configs"
 # Those with an underscore are what others build on.
 FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if not file.name.startswith("_"))
 GROUPS = [(file.parent.name, file.stem) for file in FILES if file.parent != CONFIGS]
-NEEDED = {"named": "prepare.name=hfds/user/name"} | dict.fromkeys(
-    ("folder", "split_folders", "list"), "prepare.path=/images"
+MASKS = ["data=folder_seg", "prepare.path=/images"]
+NEEDED = {"named": ("prepare.name=hfds/user/name",), "segmentation": MASKS} | dict.fromkeys(
+    ("folder", "split_folders", "list", "folder_seg"), ("prepare.path=/images",)
 )
 
 
@@ -41,8 +42,7 @@ def test_every_config_composes_to_valid_parameters(group, name):
         "experiment": f"experiment={name}",
         "foundation": f"foundation@foundations.grey32={name}",
     }
-    extra = [NEEDED[name]] if name in NEEDED else []
-    composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *extra])
+    composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *NEEDED.get(name, [])])
     assert composed.seed == 0
 
 
@@ -60,6 +60,38 @@ def test_overrides_are_applied_and_recorded():
     assert composed.student.model == "vit_small_patch16_224"
     assert composed.preprocess.crop == [224, 224]
     assert composed.overrides == ["distill.rank=4", "student=vit_small"]
+
+
+def test_data_with_masks_sets_the_task_and_one_size():
+    composed = compose_params(CONFIGS, [*MASKS, "preprocess.crop=[128,256]"])
+    assert (composed.task.name, composed.task.decoder) == ("segmentation", "linear")
+    assert composed.teacher.image_size == composed.student.image_size == (128, 256)
+    assert composed.teacher.model == composed.student.model == "vit_tiny_patch16_224"
+    other = compose_params(CONFIGS, [*MASKS, "student=vit_small", "task.decoder=conv"])
+    assert (other.student.model, other.student.image_size) == ("vit_small_patch16_224", (256, 256))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task=segmentation"], "`task.name` is 'segmentation', but `prepare.source` 'digits' gives one class per"),
+        ([*MASKS, "task=classification"], "`task.name` is 'classification', but `prepare.source` 'masks' gives a mask"),
+        (
+            [*MASKS, "preprocess.resize_mode=shortest", "preprocess.crop=[256,512]"],
+            "set `preprocess.resize_mode` to squ",
+        ),
+        ([*MASKS, "augment.mixup=0.2"], "`augment.mixup` is 0.2, but masks are not mixed; set it to 0"),
+        ([*MASKS, "augment.label_smoothing=0.1"], "`augment.label_smoothing` is 0.1"),
+        ([*MASKS, "task.decoder=deep"], "`task.decoder` is 'deep'"),
+        ([*MASKS, "task.class_weights=[1,0]"], "`task.class_weights.1` is 0"),
+        ([*MASKS, "student.image_size=[256]"], "`student.image_size"),
+    ],
+)
+def test_what_does_not_go_with_masks_is_one_line(overrides, words):
+    with pytest.raises(ParamsError) as caught:
+        compose_params(CONFIGS, overrides)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

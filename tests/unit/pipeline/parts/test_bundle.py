@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from deploy.bundle import load_bundle, load_golden
 from pipeline.parts.bundle import BundleInfo, save_onnx, write_bundle
-from pipeline.parts.predict import torch_logits
+from pipeline.parts.predict import at_once, torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
 from tests import tiny
 
@@ -75,11 +75,11 @@ def test_a_broken_graph_is_not_written(tmp_path):
 def test_logits_of_many_images_are_those_of_each(tmp_path):
     images = np.random.default_rng(0).standard_normal((300, 3, tiny.SIZE, tiny.SIZE), dtype=np.float32)
     model = tiny.model(tiny.STUDENT)
-    together = torch_logits(model, images)
+    together = tiny.stacked(torch_logits(model, images))
     with torch.inference_mode():
         alone = model(torch.from_numpy(images[299:])).numpy()
     np.testing.assert_allclose(together[299:], alone, atol=1e-5)
-    assert onnx_logits(save_onnx(graph(), tmp_path), images).shape == (300, 2)
+    assert tiny.stacked(onnx_logits(save_onnx(graph(), tmp_path), images)).shape == (300, 2)
 
 
 class Counted:
@@ -98,8 +98,12 @@ class Counted:
 
 def test_few_images_are_held_at_once(tmp_path):
     images = Counted(600)
-    assert torch_logits(tiny.model(tiny.STUDENT), images).shape == (600, 3)
-    assert images.asked == [256, 256, 88]
+    assert tiny.stacked(torch_logits(tiny.model(tiny.STUDENT), images)).shape == (600, 3)
+    assert images.asked == [1, 256, 256, 87]
     images = Counted(5)
-    onnx_logits(save_onnx(graph(), tmp_path), images)
+    list(onnx_logits(save_onnx(graph(), tmp_path), images))
     assert images.asked == [1] * 5
+
+
+def test_large_images_are_predicted_a_few_at_once():
+    assert [at_once(3 * side**2) for side in (16, 512, 4096)] == [256, 16, 1]

@@ -39,14 +39,14 @@ def test_images_are_what_the_device_sees(index):
     assert len(images) == len(items)
     for index, item in enumerate(items):
         image, label = images[0, index]
-        assert np.array_equal(image.numpy(), tiny.LOAD(root / item.path))
+        assert np.array_equal(image.numpy(), tiny.LOAD.image(root / item.path))
         assert label == item.label
 
 
 def test_no_augmentation_changes_nothing(index):
     found, root = index
     item = found.parts["train"][0]
-    plain = torch.from_numpy(tiny.LOAD(root / item.path))
+    plain = torch.from_numpy(tiny.LOAD.image(root / item.path))
     assert torch.equal(PLAIN.transform((-1, -1, -1))(plain), plain)
     assert not torch.equal(STRONG.transform((-1, -1, -1))(plain), plain)
 
@@ -89,8 +89,8 @@ def with_workers(data):
     there = list(stream_of(found, augment=STRONG, workers=2).batches(1, 5))
     assert equal(here, there)
     images = source_of(found, split="validation")
-    whole = list(evaluation_batches(images, batch_size=2))
-    assert equal(whole, list(evaluation_batches(images, batch_size=2, workers=2)))
+    whole = list(evaluation_batches(images, range(len(images)), batch_size=2))
+    assert equal(whole, list(evaluation_batches(images, range(len(images)), batch_size=2, workers=2)))
 
 
 def test_worker_processes_change_nothing(index, tmp_path):
@@ -152,22 +152,14 @@ def test_fewer_images_than_a_batch_make_one_step_of_what_divides(index):
     assert (stream.images, stream.steps, stream.share) == (16, 1, 4)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_evaluation_sees_every_image_once(index, processes):
+@pytest.mark.parametrize("places", [range(9), range(1, 9, 4), [0, 8, 3], range(0)], ids=str)
+def test_evaluation_sees_what_it_is_told_to(index, places):
     images = source_of(index, split="validation")
-    options = {"batch_size": 2, "processes": processes}
-    seen = {}
-    for process in range(processes):
-        batches = list(evaluation_batches(images, process=process, **options))
-        mine = torch.cat([part for part, _ in batches])
-        seen |= dict(zip(range(process, len(images), processes), mine, strict=True))
-        assert all(len(part) <= 2 for part, _ in batches)
-    assert sorted(seen) == list(range(9))
-    assert all(torch.equal(image, images[0, place][0]) for place, image in seen.items())
-
-
-def test_a_process_without_an_image_to_evaluate_sees_none(index):
-    assert list(evaluation_batches(source_of(index, split="validation"), batch_size=2, process=9, processes=10)) == []
+    batches = list(evaluation_batches(images, places, batch_size=2))
+    assert all(len(part) <= 2 for part, _ in batches)
+    seen = [image for part, _ in batches for image in part]
+    assert len(seen) == len(places)
+    assert all(torch.equal(image, images[0, place][0]) for place, image in zip(places, seen, strict=True))
 
 
 BLENDS = {

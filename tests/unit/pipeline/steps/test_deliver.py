@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from deploy.bundle import load_bundle, load_golden
 from pipeline.base.errors import DataError, ModelError, ParityError
-from pipeline.base.parity import accuracy_percent
 from pipeline.parts.adapters.inject import inject, own_factors
 from pipeline.parts.adapters.saved import trained_state
 from pipeline.parts.index import Index, Loaded, read_index, write_index
@@ -37,7 +36,7 @@ def chain(tmp_path_factory):
     tiny.prepared(root / "data", tiny.write_images(root / "images"))
     distilled = root / "distilled"
     distilled.mkdir()
-    images = Loaded(root / "images", read_index(root / "data")[0].parts["validation"], load=tiny.LOAD)
+    images = Loaded(root / "images", read_index(root / "data")[0].parts["validation"], load=tiny.LOAD.image)
     trained = {}
     for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
         model = tiny.model(which)
@@ -46,8 +45,8 @@ def chain(tmp_path_factory):
         fill(model)
         state, described = trained_state(model, list(model.head.parameters()))
         save_file(state, distilled / f"{role}.safetensors", metadata=described)
-        trained[role] = torch_logits(model, images)
-    np.savez(distilled / "validation_logits.npz", **trained)
+        trained[role] = tiny.stacked(torch_logits(model, images))
+    np.savez(distilled / "validation_logits.npz", places=np.arange(len(images)), **trained)
     (root / "params.yaml").write_text("seed: 0\n")
     (root / "onnx").mkdir()
     merge_to(root, root / "merged")
@@ -119,12 +118,13 @@ def test_merging_kept_the_answers(chain):
 
 def test_accuracies_are_those_of_the_merged_networks(chain):
     record = json.loads((chain / "merged/accuracy.json").read_text())
-    assert record.keys() == {"schema", "teacher", "student"}
+    assert record.keys() == {"schema", "metric", "teacher", "student"}
     index, root = read_index(chain / "data")
     for role, which in (("teacher", tiny.TEACHER), ("student", tiny.STUDENT)):
         model, _ = load_merged(chain / "merged", role, which)
-        images = Loaded(root, index.parts["test"], load=tiny.LOAD)
-        expected = accuracy_percent(torch_logits(model, images), index.parts["test"].labels)
+        images = Loaded(root, index.parts["test"], load=tiny.LOAD.image)
+        answers = tiny.stacked(torch_logits(model, images)).argmax(1)
+        expected = 100 * (answers == index.parts["test"].labels).mean()
         assert record[role] == {"test_accuracy_percent": pytest.approx(expected, abs=1e-3)}
 
 
@@ -142,7 +142,7 @@ def distilled(chain, tmp_path):
 
 def test_without_a_teacher_only_the_student_is_merged(chain, distilled, tmp_path):
     with np.load(distilled / "validation_logits.npz") as logits:
-        np.savez(distilled / "validation_logits.npz", student=logits["student"])
+        np.savez(distilled / "validation_logits.npz", places=logits["places"], student=logits["student"])
     (distilled / "teacher.safetensors").unlink()
     merge_to(chain, tmp_path / "merged", distilled=distilled)
     assert {file.name for file in (tmp_path / "merged").iterdir()} == {
@@ -196,7 +196,9 @@ def test_the_onnx_file_answers_like_the_student(chain):
     model, labels = load_merged(chain / "merged", "student", tiny.STUDENT)
     assert labels == ["class_0", "class_1", "class_2"]
     np.testing.assert_allclose(
-        onnx_logits(chain / "onnx/fp32/model.onnx", images), torch_logits(model, images), atol=1e-4
+        tiny.stacked(onnx_logits(chain / "onnx/fp32/model.onnx", images)),
+        tiny.stacked(torch_logits(model, images)),
+        atol=1e-4,
     )
 
 
@@ -219,10 +221,10 @@ def test_an_export_beyond_its_tolerance_is_refused(chain, tmp_path):
 def test_the_device_takes_each_bundle(chain, variant):
     bundle = load_bundle(chain / "onnx" / variant)
     inputs, outputs = load_golden(bundle)
-    np.testing.assert_array_equal(onnx_logits(bundle.onnx, inputs), outputs)
+    np.testing.assert_array_equal(tiny.stacked(onnx_logits(bundle.onnx, inputs)), outputs)
     assert bundle.precision == variant
     validation, root = read_index(chain / "data")[0].parts["validation"], chain / "images"
-    known = {tiny.LOAD(root / item.path).tobytes(): item.label for item in validation}
+    known = {tiny.LOAD.image(root / item.path).tobytes(): item.label for item in validation}
     assert {known[image.tobytes()] for image in inputs} == {0, 1, 2}
     assert bundle.lineage["data_sha256"] == read_index(chain / "data")[0].sha256
 

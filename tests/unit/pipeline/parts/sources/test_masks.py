@@ -34,6 +34,23 @@ def test_classes_may_be_given(folder):
     assert listed(folder, classes=["a", "b", "c"]).labels == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["sky"], r"classes.txt' holds 1 class\(es\) \('sky'\); at least two are needed"),
+        (list(map(str, range(256))), "names 256 classes; masks of 8 bits can tell 255 apart"),
+        (["sky", "ground", "sky"], r"classes.txt' names 'sky' twice; give every class a name of its own"),
+    ],
+    ids=["one", "more than masks can tell", "twice"],
+)
+def test_classes_that_masks_cannot_tell_apart_are_refused(folder, names, words):
+    (folder / "classes.txt").write_text("\n".join(names))
+    with pytest.raises(DataError, match=words):
+        listed(folder)
+    with pytest.raises(DataError, match=words.replace("classes.txt'", "`prepare.classes`")):
+        listed(folder, classes=names)
+
+
 def test_lists_of_names_are_the_splits(folder):
     (folder / "train.txt").write_text("0\n1\n2\n")
     (folder / "val.txt").write_text("3\n")

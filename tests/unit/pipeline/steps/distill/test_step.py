@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.base.errors import DataError, ModelError, ParamsError, WeightsError
+from pipeline.base.errors import ModelError, ParamsError, WeightsError
 from pipeline.parts.data import Mixing
 from pipeline.parts.index import Index, read_index, write_index
 from pipeline.steps.distill import step
@@ -41,7 +41,9 @@ def test_images_with_masks_are_refused(tmp_path, untested, pretrained):
     }
     (tmp_path / "masked").mkdir()
     write_index(Index(index.labels, str(root), parts), tmp_path / "masked")
-    with pytest.raises(DataError, match="have masks; these models learn one class per image"):
+    with pytest.raises(
+        ParamsError, match="`task` is for a class per image, but the data has masks; .* data=folder_seg"
+    ):
         train(tmp_path / "out", tmp_path / "masked", QUICK, specs(pretrained, "slad"))
 
 

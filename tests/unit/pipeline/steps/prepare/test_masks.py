@@ -56,6 +56,10 @@ def wrong_size(folder):
     Image.new("L", (48, 40)).save(folder / "masks/03.png")
 
 
+def of_no_class(folder):
+    Image.new("L", (48, 48), 255).save(folder / "masks/03.png")
+
+
 def wrong_value(folder):
     Image.new("L", (48, 48), 7).save(folder / "masks/03.png")
 
@@ -73,6 +77,7 @@ def no_mask(folder):
     [
         (wrong_size, r"'images/03.jpg' .mask masks/03.png: 48 x 40 pixels, its image 48 x 48"),
         (wrong_value, r"'images/03.jpg' .mask masks/03.png: value 7 is none of the 3 classes, 0 to 2"),
+        (of_no_class, r"'images/03.jpg' .mask masks/03.png: no pixel has a class"),
         (coloured, r"'images/03.jpg' .mask masks/03.png: mode 'RGB', one index of 8 bits per pixel expected"),
         (no_mask, r"'images/03.jpg' .an image without a mask"),
     ],

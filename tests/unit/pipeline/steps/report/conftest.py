@@ -35,6 +35,7 @@ def variant_record(precision: str, correct: int, p50: float, p90: float, *, size
         "onnx_sha256": SHA[onnx],
         "engine_bytes": size,
         "accuracy": {
+            "metric": "accuracy",
             "percent": 100 * correct / IMAGES,
             "correct": correct,
             "count": IMAGES,
@@ -192,7 +193,7 @@ def write_logits(project: Project, rng: np.random.Generator) -> None:
     fp32 = rng.normal(size=(IMAGES, CLASSES)).astype(np.float32)
     fp32[np.arange(IMAGES), labels] += 5
     int8 = fp32 + rng.normal(scale=0.05, size=fp32.shape).astype(np.float32)
-    np.savez(project.path("reference_logits.npz"), fp32=fp32, int8=int8, labels=labels)
+    np.savez(project.path("reference_logits.npz"), fp32=fp32, int8=int8, targets=labels)
     np.savez(project.path("measured/cpu-openvino/logits.npz"), fp32=fp32 + 1e-6, bf16=fp32 * 1.002, int8=int8 + 1e-4)
     np.savez(project.path("measured/cpu-onnxruntime/logits.npz"), fp32=fp32, int8=int8)
 
@@ -243,6 +244,48 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
+MASK_LABELS = ("soil", "leaf", "rust")
+MASKED, PICTURED = 5, (0, 2, 4)  # test images with masks, and those that are shown
+RARE = {"fp32": 41.2, "bf16": 41.1, "int8": 40.5}
+
+
+@pytest.fixture
+def masked(project: Project) -> Project:
+    """The same project, but its images have masks."""
+    rng = np.random.default_rng(1)
+    shape = (MASKED, len(MASK_LABELS), 8, 12)
+    truth = rng.integers(0, 3, (MASKED, 8, 12))
+    truth[:, 0] = 255
+    logits = rng.normal(size=shape).astype(np.float32)
+    pictures = rng.integers(0, 256, (len(PICTURED), 8, 12, 3), dtype=np.uint8)
+    extra = {
+        "pictures": pictures,
+        "pictured": np.array(PICTURED),
+        "names": np.array([f"images/{i}.jpg" for i in PICTURED]),
+    }
+    np.savez(project.path("reference_logits.npz"), fp32=logits, int8=logits, targets=truth, **extra)
+    for target in ("cpu-openvino", "cpu-onnxruntime"):
+        record = json.loads(project.path(f"measured/{target}/record.json").read_text())
+        for name, variant in record["variants"].items():
+            variant["accuracy"] = {
+                "metric": "mIoU",
+                "percent": 70.0 + RARE[name] / 10,
+                "count": MASKED,
+                "low_percent": 71.0,
+                "high_percent": 76.0,
+                "per_class_percent": {"soil": 95.0, "leaf": 88.0, "rust": RARE[name]},
+            }
+        project.write(f"measured/{target}/record.json", record)
+        np.savez(project.path(f"measured/{target}/logits.npz"), **dict.fromkeys(record["variants"], logits))
+    tested = {"test_accuracy_percent": 74.5, "test_per_class_percent": {"soil": 95.1, "leaf": 88.1, "rust": None}}
+    project.write("merged/accuracy.json", {"schema": 1, "metric": "mIoU", "teacher": tested, "student": tested})
+    counts = {split: {"soil": 0, "leaf": 3, "rust": 9} for split in ("train", "validation", "test")}
+    shares = {"soil": 67.1, "leaf": 31.6, "rust": 1.3}
+    report = {"schema": 2, "source": "masks", "counts": counts, "findings": [], "pixels_percent": shares}
+    project.write("data/report.json", {**report, "near_similarity": 0.97})
+    return project
+
+
 @pytest.fixture
 def variant() -> Callable[..., Variant]:
     def make(
@@ -262,7 +305,9 @@ def variant() -> Callable[..., Variant]:
             precision=precision or name,
             onnx_sha256=SHA.get(name, SHA["fp32"]),
             engine_bytes=size,
-            accuracy=Accuracy(percent=100 * correct / count, low=low, high=high, correct=correct, count=count),
+            accuracy=Accuracy(
+                metric="accuracy", percent=100 * correct / count, low=low, high=high, correct=correct, count=count
+            ),
             latency=Latency(p50=p90 * 0.85, p90=p90, **bounds),
             golden_tolerance=0.1,
         )

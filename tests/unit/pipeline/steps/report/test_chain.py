@@ -20,7 +20,7 @@ def chains_of(project, target="cpu-openvino"):
 
 def compared(reference, found, labels, tolerance=0.1):
     reference, found = np.array(reference, np.float32), np.array(found, np.float32)
-    return compare(reference, found, labels=np.array(labels), ends=("a", "b"), tolerance=tolerance)
+    return compare(reference, found, targets=np.array(labels), ends=("a", "b"), tolerance=tolerance)
 
 
 def test_hops_follow_the_files_an_engine_came_from(project):
@@ -94,7 +94,7 @@ def test_shapes_that_differ_are_not_compared():
 @pytest.mark.parametrize(
     ("remove", "expected"),
     [
-        ("reference_logits.npz", "no fp32 in the reference logits and no labels in the reference logits"),
+        ("reference_logits.npz", "no fp32 in the reference logits and no targets in the reference logits"),
         ("measured/cpu-openvino/logits.npz", "no fp32 in logits.npz of cpu-openvino"),
     ],
 )
@@ -108,7 +108,7 @@ def test_absent_logits_are_not_measured(project, remove, expected):
 
 def test_absent_array_is_not_measured(project):
     with np.load(project.path("reference_logits.npz")) as arrays:
-        kept = {name: arrays[name] for name in ("fp32", "labels")}
+        kept = {name: arrays[name] for name in ("fp32", "targets")}
     np.savez(project.path("reference_logits.npz"), **kept)
     chains = chains_of(project)
     assert chains["int8"].engine.missing == "no int8 in the reference logits"
