@@ -65,8 +65,8 @@ def test_a_model_without_patches_is_refused_by_name():
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        ("vit_small_patch14_dinov2", (256, 256), r"sees 252 x 252 of 256 x 256 .* 14 x 14, .* crop` to \[252, 252\]"),
-        ("eva02_tiny_patch14_224", (98, 200), r"sees 98 x 196 of 98 x 200 .* crop` to \[98, 196\]"),
+        ("vit_small_patch14_dinov2", (256, 256), r"sees 252 x 252 of 256 x 256 .* 14 x 14, .*crop` to \[252, 252\]"),
+        ("eva02_tiny_patch14_224", (98, 200), r"sees 98 x 196 of 98 x 200 .*crop` to \[98, 196\]"),
         ("vit_tiny_patch16_224", (64, 100), r"sees 64 x 96 of 64 x 100 .* 16 x 16"),
     ],
 )
