@@ -109,7 +109,7 @@ def load_bundle(folder: Path) -> Bundle:
         task=task,
         name=document.text("name"),
         variant=document.text("variant"),
-        precision=document.choice("precision", ("fp32", "int8")),
+        precision=document.choice("precision", ("fp32", "fp16", "int8")),
         input_name=document.text("input.name"),
         input_shape=cast("tuple[int, int, int, int]", document.integers("input.shape", length=4)),
         output_name=document.text("output.name"),

@@ -41,7 +41,7 @@ class Runtime(Protocol):
         Args:
             onnx_path: a model with a fixed batch of 1.
             engine_path: the file to write.
-            precision: "fp32", "bf16" or "int8"; int8 models carry their own Q/DQ nodes.
+            precision: one of `deploy.target.PRECISIONS`; INT8 models carry their own Q/DQ nodes.
             threads: 0 leaves the number to the runtime.
 
         Returns:

@@ -8,10 +8,10 @@ from typing import Any
 from deploy.errors import TargetError
 from deploy.runtimes import RUNTIMES
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8_bf16")
 
 # The precision a model must have been exported in to run in the one a variant asks for.
-EXPORTED_AS = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
+EXPORTED_AS = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp16", "int8": "int8", "int8_bf16": "int8"}
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -23,7 +23,8 @@ class Variant:
     Attributes:
         name: folder of the engine.
         onnx: folder of its bundle.
-        precision: what the engine computes in.
+        precision: what the engine computes in; "int8_bf16" is INT8 with the layers that are not quantised in bf16,
+            which are in fp32 else.
     """
 
     name: str

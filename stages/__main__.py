@@ -21,6 +21,12 @@ OVERRIDES = typer.Argument(help="Changes on top of configs/, such as `student=vi
 IMAGES = typer.Option(
     "--images", help="Your images: one subfolder per class, or train, val and test with such subfolders."
 )
+MODEL = typer.Argument(help="An ONNX file; a bundle.json beside it says its precision.")
+TARGET = typer.Option(
+    "--target",
+    help="tensorrt10, tensorrt11, openvino or onnxruntime; may be repeated, or several with commas; default: all.",
+)
+PRECISION = typer.Option("--precision", help="What the file claims to be: int8, fp16 or fp32.")
 RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -70,6 +76,17 @@ def table() -> None:
     run(_print_table)
 
 
+@app.command()
+def lint(
+    model: Annotated[Path, MODEL],
+    *,
+    target: Annotated[list[str] | None, TARGET] = None,
+    precision: Annotated[str | None, PRECISION] = None,
+) -> None:
+    """Check an ONNX file against the rules of every runtime: quantisers, attention, normalisations, external data."""
+    run(lambda: _lint(model, [name for given in target or [] for name in given.split(",")], precision))
+
+
 def _own(images: Path | None) -> list[str]:
     """The overrides that stand for --images."""
     from pipeline.base.compose import quoted
@@ -104,6 +121,12 @@ def _print_table() -> None:
     from pipeline.steps.report.table import print_table, summary_rows
 
     print_table(summary_rows(read_json(SUMMARY)), Console())
+
+
+def _lint(model: Path, targets: list[str], precision: str | None) -> None:
+    from pipeline.steps.quantize.lint_file import lint_file
+
+    lint_file(model, targets=targets, precision=precision, say=typer.echo)
 
 
 def main() -> None:

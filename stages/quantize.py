@@ -1,4 +1,4 @@
-"""Stage quantize: writes one INT8 variant of the exported network as a bundle."""
+"""Stage quantize: writes one FP16 or INT8 variant of the exported network as a bundle."""
 
 import argparse
 from pathlib import Path
@@ -8,8 +8,10 @@ from deploy.files import replaced_folder
 from deploy.preprocess import load_image, load_mask
 from pipeline.base.errors import ParamsError
 from pipeline.base.params import QuantizeStage, read_params
+from pipeline.base.sections import QuantizeVariant
 from pipeline.parts.index import Load
-from pipeline.steps.quantize.step import quantize
+from pipeline.steps.quantize.int8 import Int8
+from pipeline.steps.quantize.step import Recipe, quantize
 from stages.boundary import run
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     if args.variant not in params.variants:
         msg = f"--variant {args.variant!r} is not in `quantize.variants`: {', '.join(params.variants)}"
         raise ParamsError(msg)
-    recipe = load_bundle(args.exported).preprocess
+    preprocess = load_bundle(args.exported).preprocess
     with replaced_folder(args.output) as output:
         quantize(
             output,
@@ -34,9 +36,17 @@ def main() -> None:
             exported=args.exported,
             data=args.data,
             subset_size=params.subset_size,
-            attention=params.variants[args.variant].attention,
-            load=Load.by(load_image, load_mask, preprocess=recipe),
+            recipe=_recipe(params.variants[args.variant]),
+            max_drop=params.max_drop,
+            load=Load.by(load_image, load_mask, preprocess=preprocess),
         )
+
+
+def _recipe(chosen: QuantizeVariant) -> Recipe:
+    if chosen.precision == "fp16":
+        return Recipe(int8=None)
+    how = Int8(layers=chosen.layers, smooth_quant=chosen.smooth_quant, bias_correction=chosen.bias_correction)
+    return Recipe(int8=how, search=chosen.search)
 
 
 if __name__ == "__main__":

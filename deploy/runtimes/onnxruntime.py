@@ -23,9 +23,10 @@ def version() -> str:
 
 
 def supports(precision: str) -> str | None:
-    """Refuse bf16: the CPU provider has no bf16 kernels for a whole network."""
+    """Refuse bf16 and fp16: the CPU provider has no kernels for a whole network, and would compute in fp32."""
     _import_onnxruntime()
-    return "ONNX Runtime's CPU provider has no bf16 kernels" if precision == "bf16" else None
+    kind = precision.removeprefix("int8_")
+    return f"ONNX Runtime's CPU provider has no {kind} kernels" if kind in {"bf16", "fp16"} else None
 
 
 def build(onnx_path: Path, engine_path: Path, *, precision: str, threads: int) -> dict[str, Any]:

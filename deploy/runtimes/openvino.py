@@ -13,6 +13,7 @@ from deploy.runtime import Engine
 ENGINE_FILE = "engine.blob"
 DEVICE = "CPU"
 TELEMETRY = "openvino_telemetry"
+FLOATS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}  # of what is not INT8
 
 
 def version() -> str:
@@ -21,12 +22,16 @@ def version() -> str:
 
 
 def supports(precision: str) -> str | None:
-    """Ask the device; where bf16 is not native OpenVINO would quietly compute in fp32."""
+    """Ask the device; where bf16 or fp16 is not native OpenVINO would quietly compute in fp32."""
     openvino = _import_openvino()
-    if precision != "bf16":
+    kind = FLOATS[precision]
+    if kind == "f32":
         return None
     capabilities = openvino.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return None if "BF16" in capabilities else "this CPU has no native bf16 (OpenVINO lists no BF16 capability)"
+    name = kind.replace("f", "fp") if kind == "f16" else kind
+    if name.upper() in capabilities:
+        return None
+    return f"this CPU has no native {name} (OpenVINO lists no {name.upper()} capability)"
 
 
 def build(onnx_path: Path, engine_path: Path, *, precision: str, threads: int) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _options(precision: str, *, threads: int) -> dict[str, Any]:
     """Translate to OpenVINO's names; without a hint it computes fp32 and the float part of int8 in bf16."""
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": FLOATS[precision],
         "NUM_STREAMS": 1,
     }
     return {**options, "INFERENCE_NUM_THREADS": threads} if threads else options

@@ -7,7 +7,8 @@ Every message is one line that says what, which value, where, and what to do.
     |- DataError        3   the images, labels or splits cannot be used
     |- WeightsError     4   pretrained weights are missing or do not fit
     |- ModelError       4   teacher, student or method do not go together
-    `- ParityError      5   a transformation changed what it should not
+    |- ParityError      5   a transformation changed what it should not
+    `- BudgetError      5   no network is accurate enough
 """
 
 from typing import ClassVar
@@ -45,5 +46,11 @@ class ModelError(PipelineError):
 
 class ParityError(PipelineError):
     """A transformation changed the model's answers beyond its tolerance."""
+
+    exit_code = 5
+
+
+class BudgetError(PipelineError):
+    """No network loses as little as it may."""
 
     exit_code = 5

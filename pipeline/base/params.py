@@ -1,5 +1,6 @@
 """The parameters of every stage, read from `params.yaml`: unknown keys refused, all errors at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -9,6 +10,9 @@ from pydantic import ValidationError, model_validator
 from pipeline.base.errors import ParamsError
 from pipeline.base.methods import METHODS, DistillParams
 from pipeline.base.sections import (
+    EXPORTED,
+    MADE_OF,
+    QUANTISED,
     TASKS,
     AugmentParams,
     ExportParams,
@@ -125,9 +129,34 @@ class Params(
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _has_what_targets_name(self) -> Self:
+        made = {EXPORTED: EXPORTED} | {name: variant.precision for name, variant in self.quantize.variants.items()}
+        for target, spec in self.targets.items():
+            for name, engine in spec.variants.items():
+                place = f"`targets.{target}.variants.{name}"
+                if engine.onnx not in made:
+                    msg = (
+                        f"{place}.onnx` is {engine.onnx!r}, but `quantize.variants` makes {', '.join(made)}; "
+                        f"add it with +variant@quantize.variants.{engine.onnx}={engine.onnx}"
+                    )
+                    raise ValueError(msg)
+                if made[engine.onnx] != MADE_OF[engine.precision]:
+                    msg = (
+                        f"{place}.precision` is {engine.precision!r}, which takes a file in "
+                        f"{MADE_OF[engine.precision]}, but {engine.onnx!r} is in {made[engine.onnx]}; name another"
+                    )
+                    raise ValueError(msg)
+        return self
 
-UNIONS = {"distill": METHODS, "prepare": SOURCES, "task": TASKS}
-"""Sections whose keys depend on a choice, and the choices."""
+
+UNIONS = {
+    ("distill",): METHODS,
+    ("prepare",): SOURCES,
+    ("task",): TASKS,
+    ("quantize", "variants", "*"): QUANTISED,
+}
+"""Keys whose own keys depend on a choice, and the choices; * is any name."""
 
 Stage = TypeVar("Stage", bound=Section)
 
@@ -198,21 +227,32 @@ def validate(content: dict[str, Any], stage: type[Stage], *, source: str) -> Sta
         raise ParamsError(msg) from error
 
 
+def _choices(place: tuple[Any, ...]) -> tuple[int, Sequence[str]]:
+    """What the keys below the first parts of a key depend on, and how many parts; nothing for most."""
+    fitting = (
+        (len(path), choices)
+        for path, choices in UNIONS.items()
+        if len(place) >= len(path) and all(name in ("*", found) for name, found in zip(path, place, strict=False))
+    )
+    return next(fitting, (0, ()))
+
+
 def _describe(item: Any) -> str:
     if not item["loc"]:
         return str(item["ctx"]["error"])  # of sections that do not go together
-    section, *rest = item["loc"]
+    place = item["loc"]
+    depth, choices = _choices(place)
     # A union says which of its members was meant: no key of the user's.
-    if rest and rest[0] in UNIONS.get(section, ()):
-        rest = rest[1:]
-    key = ".".join(map(str, (section, *rest)))
+    if place[depth : depth + 1] and place[depth] in choices:
+        place = (*place[:depth], *place[depth + 1 :])
+    key = ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
         return f"`{key}` is no known key"
     if item["type"] == "missing":
         return f"`{key}` is missing"
     if item["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         tag = item["ctx"]["discriminator"].strip("'")
-        return f"`{key}.{tag}` is {item['input'].get(tag)!r}; choose among {', '.join(UNIONS[section])}"
+        return f"`{key}.{tag}` is {item['input'].get(tag)!r}; choose among {', '.join(choices)}"
     if item["type"] == "value_error":
         reason = str(item["ctx"]["error"])
         return reason if reason.startswith("`") else f"`{key}`: {reason}"

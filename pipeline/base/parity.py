@@ -1,8 +1,8 @@
 """Parity: how much a transformation of the network changed its answers, on the same samples."""
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,17 @@ class Score(Protocol):
     def percent(self) -> float:
         """Returns the score of everything that was added."""
 
+    def share(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns of the counts of one image what `change` needs: those of all images are kept."""
+
+    def change(self, before: Sequence[NDArray[np.int64]], after: Sequence[NDArray[np.int64]]) -> tuple[float, float]:
+        """Returns the 95 % interval of the change of the score, in points, when answers changed on the same images.
+
+        Args:
+            before: the share of each image in the score before the change.
+            after: the same after it.
+        """
+
     def per_class_percent(self) -> dict[str, float | None]:
         """Returns the score of each class by its name, where there is such a thing."""
 
@@ -52,6 +63,8 @@ class Parity:
         argmax_agreement: share of equal answers.
         accuracy_from_percent: accuracy, or mean IoU, of the origin on these images.
         accuracy_to_percent: that of the result.
+        change_low_points: lower end of the 95 % interval of the difference of the two, paired by image.
+        change_high_points: its upper end.
         tolerance: largest error allowed, absolute for logits up to 1 and relative to the largest logit beyond: rounding
             grows with the values. None where the hop may change answers, as quantisation does.
         largest: largest logit of the origin.
@@ -67,8 +80,15 @@ class Parity:
     argmax_agreement: float
     accuracy_from_percent: float
     accuracy_to_percent: float
+    change_low_points: float
+    change_high_points: float
     tolerance: float | None
     largest: float
+
+    @property
+    def points(self) -> float:
+        """Accuracy of the result less that of the origin: negative where the hop lost some."""
+        return self.accuracy_to_percent - self.accuracy_from_percent
 
     @property
     def allowed(self) -> float | None:
@@ -108,37 +128,31 @@ def compare(
         ParityError: the result holds values that are not finite, or differs by more than `tolerance`.
     """
     (before_name, befores), (after_name, afters) = origin, result
-    scores = score(), score()
-    largest = highest = total = alike = same = 0.0
-    samples = values = answers = 0
+    sums, scores = _Sums(), (_Scored(score()), _Scored(score()))
     for before, after, target in zip(befores, afters, targets, strict=True):
         strange = int((~np.isfinite(after)).sum())
         if strange:
-            msg = f"{after_name} gives {strange} logits that are not finite for an image, where {before_name} does"
+            msg = f"{after_name} gives {strange} logits that are not finite for an image, where {before_name} does not"
             raise ParityError(msg)
-        error = np.abs(after.astype(np.float64) - before)
-        norms = np.linalg.norm(before, axis=0) * np.linalg.norm(after, axis=0)
-        choices = before.argmax(axis=0), after.argmax(axis=0)
-        highest, largest = max(highest, float(error.max())), max(largest, float(np.abs(before).max()))
-        total += float(error.sum())
-        alike += float(((before * after).sum(axis=0) / np.maximum(norms, 1e-12)).sum())
-        same += float((choices[0] == choices[1]).sum())
-        samples, values, answers = samples + 1, values + error.size, answers + norms.size
-        for one, choice in zip(scores, choices, strict=True):
-            one.add(choice[None], target[None])
+        sums.add(before, after)
+        for one, logits in zip(scores, (before, after), strict=True):
+            one.add(logits.argmax(axis=0), target)
+    low, high = scores[0].score.change(*(one.by_image for one in scores))
     parity = Parity(
         origin=before_name,
         result=after_name,
-        samples=samples,
-        max_abs_error=highest,
-        mean_abs_error=total / values,
-        relative_error=highest / max(largest, 1e-12),
-        cosine=alike / answers,
-        argmax_agreement=same / answers,
-        accuracy_from_percent=scores[0].percent(),
-        accuracy_to_percent=scores[1].percent(),
+        samples=len(scores[0].by_image),
+        max_abs_error=sums.highest,
+        mean_abs_error=sums.total / sums.values,
+        relative_error=sums.highest / max(sums.largest, 1e-12),
+        cosine=sums.alike / sums.answers,
+        argmax_agreement=sums.same / sums.answers,
+        accuracy_from_percent=scores[0].score.percent(),
+        accuracy_to_percent=scores[1].score.percent(),
+        change_low_points=low,
+        change_high_points=high,
         tolerance=tolerance,
-        largest=largest,
+        largest=sums.largest,
     )
     if not parity.passed:
         msg = (
@@ -147,3 +161,40 @@ def compare(
         )
         raise ParityError(msg)
     return parity
+
+
+@dataclass
+class _Sums:
+    """What is gathered of the differences, image by image."""
+
+    largest: float = 0.0  # logit of the origin
+    highest: float = 0.0  # difference
+    total: float = 0.0  # of all differences
+    alike: float = 0.0  # cosines
+    same: float = 0.0  # answers
+    values: int = 0
+    answers: int = 0
+
+    def add(self, before: Logits, after: Logits) -> None:
+        error = np.abs(after.astype(np.float64) - before)
+        norms = np.linalg.norm(before, axis=0) * np.linalg.norm(after, axis=0)
+        self.largest = max(self.largest, float(np.abs(before).max()))
+        self.highest = max(self.highest, float(error.max()))
+        self.total += float(error.sum())
+        self.alike += float(((before * after).sum(axis=0) / np.maximum(norms, 1e-12)).sum())
+        self.same += float((before.argmax(axis=0) == after.argmax(axis=0)).sum())
+        self.values += error.size
+        self.answers += norms.size
+
+
+@dataclass
+class _Scored:
+    """A score, and what each image added to its counts."""
+
+    score: Score
+    by_image: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def add(self, answers: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+        earlier = self.score.counts.copy()
+        self.score.add(answers[None], target[None])
+        self.by_image.append(self.score.share(self.score.counts - earlier))

@@ -159,29 +159,55 @@ class MergeParams(Section):
 class ExportParams(Section):
     """The ONNX file and the checks that travel with it."""
 
-    opset: Annotated[int, Field(ge=17, le=22)]
+    # From 17 on LayerNormalization is one operator; at 21 and later ONNX Runtime 1.31 loads no INT8 head.
+    opset: Annotated[int, Field(ge=17, le=20)]
     tolerance: Positive
     golden_count: Count
 
 
-class QuantizeVariant(Section):
-    """One INT8 variant of the exported network."""
+class HalfVariant(Section):
+    """The exported network in FP16."""
 
-    attention: bool
+    precision: Literal["fp16"]
+
+
+class Int8Variant(Section):
+    """The exported network in INT8."""
+
+    precision: Literal["int8"]
+    layers: Literal["linear", "full", "mlp"]
+    smooth_quant: Annotated[float, Field(ge=0, le=1)] | None
+    bias_correction: Literal["none", "fast", "accurate"]
+    search: bool
+
+
+EXPORTED = "fp32"
+MADE_OF = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp16", "int8": "int8", "int8_bf16": "int8"}
+"""The precision a file must have so that an engine can compute in another."""
+QUANTISED = ("fp16", "int8")
+QuantizeVariant = Annotated[HalfVariant | Int8Variant, Field(discriminator="precision")]
 
 
 class QuantizeParams(Section):
-    """Post-training quantisation."""
+    """Variants of the exported network, made after training."""
 
     subset_size: Count
+    max_drop: Weight
     variants: dict[str, QuantizeVariant]
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if EXPORTED in self.variants:
+            msg = f"`quantize.variants.{EXPORTED}` has the name of the exported network; give it another"
+            raise ValueError(msg)
+        return self
 
 
 class TargetVariant(Section):
     """One engine of a target."""
 
     onnx: str
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
 
 
 class TargetParams(Section):

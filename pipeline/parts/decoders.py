@@ -35,7 +35,7 @@ class PatchDecoder(nn.Module):
         self.prefix, self.grid, self.size = prefix, grid, size
         inner = classes if kind == "linear" else HIDDEN
         self.project = nn.Linear(width, inner)
-        # GELU, whose quantiser can be signed; behind a ReLU NNCF makes it unsigned, which not all runtimes take.
+        # GELU, whose quantiser can be signed; behind a ReLU it is unsigned, and loses a bit when made signed.
         self.refine = (
             nn.Identity()
             if kind == "linear"

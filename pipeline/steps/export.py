@@ -1,5 +1,6 @@
 """Export: one ONNX file of fixed batch 1, LayerNormalization kept as one operator, equal to the merged student."""
 
+import ast
 import hashlib
 import warnings
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import onnx
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.base.errors import ModelError
 from pipeline.base.parity import Parity, compare
@@ -21,6 +23,8 @@ from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
 from pipeline.parts.scores import score_of
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # key of the exporter's note on where a node comes from
 
 
 def export(
@@ -91,7 +95,8 @@ def _lineage(params: Path, index: Index) -> dict[str, str | None]:
 
 def to_onnx(model: nn.Module, image: torch.Tensor, *, opset: int) -> onnx.ModelProto:
     """Exports `model` for inputs of the shape of `image`, (1, 3, height, width); names are `image` and `logits`."""
-    with warnings.catch_warnings():
+    # Traced with a fused kernel, attention that takes a mask (BEiT) has strides that its decomposition has not.
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         # torch's exporter warns about its own internals (deprecated tree specs), nothing a user could act on.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -106,7 +111,27 @@ def to_onnx(model: nn.Module, image: torch.Tensor, *, opset: int) -> onnx.ModelP
     if program is None:
         msg = "torch.onnx.export returned no program"
         raise ModelError(msg)
-    return program.model_proto
+    graph = program.model_proto
+    _name_nodes(graph)
+    return graph
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Names every node by the layer it belongs to and its operator, "blocks.3.attn.qkv/MatMul".
+
+    Whoever looks at the file, a runtime's profile or an error then knows where it is. The path stands in the exporter's
+    notes, which the file that is kept has not.
+    """
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes = ast.literal_eval(notes.get(SCOPES, "['', '']"))  # from the whole network to the call itself
+        owner = scopes[-2]
+        if node.op_type == "Conv" and node.input[1].endswith(".weight"):
+            owner = node.input[1].removesuffix(".weight")  # with a batch norm folded in, it would go by that one's name
+        name = f"{owner}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 
 
 def _check_layer_norms(graph: onnx.ModelProto, model: nn.Module) -> None:

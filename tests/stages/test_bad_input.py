@@ -226,7 +226,7 @@ FAULTS = [
     Fault("random weights", random_weights, "distill", 2, ("`student`", "'random'", "choose a timm tag")),
     Fault("images of another size", other_size, "distill", 4, ("`preprocess.crop` is [8, 8]", "image_size` is 16")),
     Fault("diverging training", diverging, "distill", 4, (" is nan in epoch 1, step ", "learning_rate of 1e+12")),
-    Fault("another backbone than trained", other_backbone, "merge", 5, ("saved student differs from trained",)),
+    Fault("another backbone than trained", other_backbone, "merge", 5, ("adapted student differs from torch",)),
     Fault(
         "missing foundation",
         missing_foundation,

@@ -26,6 +26,9 @@ def test_every_stage_wrote_its_outputs(finished):
         "artifacts/distill/cost.csv",
         "artifacts/merged/teacher.safetensors",
         "artifacts/merged/student.safetensors",
+        "artifacts/merged/friendliness.json",
+        "artifacts/merged/friendliness.csv",
+        "artifacts/merged/friendliness_groups.csv",
         "artifacts/onnx/fp32/bundle.json",
         "artifacts/onnx/int8/bundle.json",
         "artifacts/device/cpu-openvino.json",
@@ -64,6 +67,7 @@ def test_the_summary_judges_every_target(finished):
     assert all(target["words"] and target["chosen"] for target in summary["targets"].values())
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(project, capsys, monkeypatch):
     # The copy's images lie elsewhere, which its index and lineage name: both runs are made in the copy.
     before, after = (_all_outputs(project, capsys, monkeypatch) for _ in range(2))

@@ -46,9 +46,9 @@ def cnn_student(content: dict) -> dict:
 
 
 CASES = [
-    ("idat", exchanged),
-    ("student_only", without_teacher),
-    ("finetune_kd", cnn_student),
+    pytest.param("idat", exchanged, marks=pytest.mark.slow),
+    pytest.param("student_only", without_teacher, marks=pytest.mark.slow),
+    pytest.param("finetune_kd", cnn_student, marks=pytest.mark.slow),
     pytest.param("lora_kd", dict, marks=pytest.mark.slow),
     pytest.param("kd_lora", dict, marks=pytest.mark.slow),
     pytest.param("joint_lora", dict, marks=pytest.mark.slow),

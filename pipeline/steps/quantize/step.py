@@ -1,117 +1,177 @@
-"""Quantize: INT8 by NNCF on the ONNX file, with quantisers that every runtime takes, then checked."""
+"""Quantize: one FP16 or INT8 variant of the exported network, legal on every target, with the proof beside it."""
 
-import logging
-import os
+import json
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-
-os.environ.setdefault("NNCF_CI", "1")  # NNCF sends telemetry unless this is set before it is imported
+from typing import Any
 
 import nncf
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from pipeline.base.errors import DataError
 from pipeline.base.parity import Parity, compare
 from pipeline.parts.bundle import MODEL, BundleInfo, read_bundle, save_onnx, write_bundle
-from pipeline.parts.index import Load, Loaded, Targets, read_index
+from pipeline.parts.index import Index, Load, Loaded, Targets, kept_places, read_index
 from pipeline.parts.predict_onnx import onnx_logits
 from pipeline.parts.scores import score_of
-from pipeline.steps.quantize.lint import check_quantizers
+from pipeline.steps.quantize.calibration import Calibration
+from pipeline.steps.quantize.half import check_range, to_fp16
+from pipeline.steps.quantize.int8 import Int8, groups_in, not_quantised, to_int8
+from pipeline.steps.quantize.lint import TARGETS, check
+from pipeline.steps.quantize.search import fewest_left_out
+from pipeline.steps.quantize.sensitivity import sensitivities
+
+RANKED_ON = 32  # calibration images that groups are ranked on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one variant is.
+
+    Attributes:
+        int8: how it is quantised; None for FP16.
+        search: whether groups of layers stay in FP32 until the accuracy budget is met.
+    """
+
+    int8: Int8 | None
+    search: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Of the bundle: "fp16" or "int8"."""
+        return "fp16" if self.int8 is None else "int8"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A network, and what the record says of how it was made."""
+
+    model: onnx.ModelProto
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares networks on the validation split: the test split decides nothing here."""
+
+    exported: Path
+    index: Index
+    root: Path
+    load: Load
+
+    @property
+    def images(self) -> Loaded:
+        return Loaded(self.root, self.index.parts["validation"], load=self.load.image)
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.root, self.index.parts["validation"], load=self.load.mask, ignore=self.index.ignore)
+
+    def percent(self, model: Path | bytes) -> float:
+        score = score_of(self.index)
+        for logits, target in zip(onnx_logits(model, self.images), self.targets, strict=True):
+            score.add(logits.argmax(0)[None], target[None])
+        return score.percent()
+
+    def parity(self, model: Path | bytes, variant: str) -> Parity:
+        return compare(
+            ("onnx", onnx_logits(self.exported / MODEL, self.images)),
+            (variant, onnx_logits(model, self.images)),
+            targets=self.targets,
+            score=partial(score_of, self.index),
+            tolerance=None,
+        )
 
 
 def quantize(
     output: Path,
     *,
     variant: str,
+    recipe: Recipe,
     exported: Path,
     data: Path,
     subset_size: int,
-    attention: bool,
+    max_drop: float,
     load: Load,
 ) -> Parity:
-    """Writes a bundle with the quantised network, and `parity.json`, to `output`.
+    """Writes a bundle with the network in another precision, `parity.json` and `quantization.json`, to `output`.
 
     Args:
         output: existing folder to write to.
         variant: name of the bundle.
+        recipe: what it is.
         exported: the FP32 bundle.
         data: folder of the index; its calibration list feeds the quantisers, its validation split is compared on.
         subset_size: calibration images used, at most.
-        attention: whether the two MatMuls of attention (Q K^T and softmax V) are quantised as well.
+        max_drop: points of the metric that a variant with `search` may lose on the validation split.
         load: decodes and preprocesses one file.
 
     Raises:
-        DataError: the calibration list is empty.
-        ModelError: the result holds a quantiser that is not symmetric signed INT8, or none.
+        DataError: the calibration images cannot be used.
+        ModelError: the result is illegal on a target, or overflows in FP16.
+        BudgetError: no network is within `max_drop`.
     """
     index, root = read_index(data)
-    if not len(index.parts["calibration"]):
-        msg = f"the calibration list of {str(data)!r} is empty; raise `prepare.calibration_size`"
-        raise DataError(msg)
-    calibration = Loaded(root, index.parts["calibration"], load=load.image)[:subset_size]
-    float_model = onnx.load(exported / MODEL)
-    ignored = [] if attention else attention_matmuls(float_model)
-    quantised = post_training_int8(float_model, calibration, ignored=ignored)
-    check_quantizers(quantised)
-    path = save_onnx(quantised, output)
-
-    validation = index.parts["validation"]
-    images = Loaded(root, validation, load=load.image)
-    parity = compare(
-        ("onnx", onnx_logits(exported / MODEL, images)),
-        (variant, onnx_logits(path, images)),
-        targets=Targets(root, validation, load=load.mask, ignore=index.ignore),
-        score=partial(score_of, index),
-        tolerance=None,
-    )
-    parity.write(output / "parity.json")
     parent = read_bundle(exported)
-    lineage = parent["lineage"] | {"parent_sha256": parent["files"][MODEL]["sha256"]}
+    shape = parent["input"]["shape"][1:]
+    calibration = Calibration(index, root, load=load, subset_size=subset_size, shape=shape)
+    judge = _Judge(exported, index, root, load)
+    exact = onnx.load(exported / MODEL)
+    made = _make(exact, recipe, calibration=calibration, judge=judge, max_drop=max_drop)
+    check(made.model, targets=TARGETS, precision=recipe.precision)
+    parity = judge.parity(save_onnx(made.model, output), variant)
+    parity.write(output / "parity.json")
+    content = {
+        "schema": 1,
+        "variant": variant,
+        "precision": recipe.precision,
+        **({} if recipe.int8 is None else asdict(recipe.int8) | {"nncf": nncf.__version__}),
+        "targets": list(TARGETS),
+        **made.record,
+        **({} if recipe.int8 is None else {"not_quantised": not_quantised(made.model, exact, recipe.int8.layers)}),
+        "calibration_sha256": calibration.hashes,
+    }
+    (output / "quantization.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     info = BundleInfo(
         name=parent["name"],
         variant=variant,
-        precision="int8",
+        precision=recipe.precision,
         preprocess=parent["preprocess"],
         labels=parent["labels"],
-        lineage=lineage,
+        lineage=parent["lineage"] | {"parent_sha256": parent["files"][MODEL]["sha256"]},
     )
     with np.load(exported / parent["golden"]["file"], allow_pickle=False) as golden:
         write_bundle(output, info, golden=golden["inputs"])
     return parity
 
 
-def attention_matmuls(model: onnx.ModelProto) -> list[str]:
-    """Names the MatMul nodes whose two inputs both are computed: Q K^T and softmax V of every block.
+def _make(model: onnx.ModelProto, recipe: Recipe, *, calibration: Calibration, judge: _Judge, max_drop: float) -> _Made:
+    images = calibration.images
+    if recipe.int8 is None:
+        half = to_fp16(model)
+        return _Made(half, {"range": asdict(check_range(model, half, images=images))})
+    if not recipe.search:
+        return _Made(to_int8(model, recipe.int8, images=images), {"left_out": []})
+    return _searched(model, recipe.int8, calibration=calibration, judge=judge, max_drop=max_drop)
 
-    Quantising one of the two and not the other blocks TensorRT's fused attention kernel, so they go together.
-    """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
 
+def _searched(model: onnx.ModelProto, how: Int8, *, calibration: Calibration, judge: _Judge, max_drop: float) -> _Made:
+    """Leaves as few groups in FP32 as the budget asks for."""
+    groups = groups_in(model, how.layers)
+    shape = [dimension.dim_value for dimension in model.graph.output[0].type.tensor_type.shape.dim]
+    ranked = sensitivities(model, groups, images=calibration.some(len(kept_places(RANKED_ON, shape))))
+    exact = judge.percent(judge.exported / MODEL)
 
-def post_training_int8(
-    model: onnx.ModelProto, calibration: NDArray[np.float32], *, ignored: list[str]
-) -> onnx.ModelProto:
-    """Quantises weights per channel and activations per tensor, all symmetric and signed.
+    def evaluate(left_out: tuple[str, ...]) -> tuple[float, onnx.ModelProto]:
+        made = to_int8(model, how, images=calibration.images, left_out=left_out)
+        return exact - judge.percent(made.SerializeToString()), made
 
-    NNCF gives nonzero zero points under TRANSFORMER's own preset (MIXED) and unsigned quantisers under the default
-    model type; TRANSFORMER with PERFORMANCE gives neither.
-
-    Args:
-        model: the FP32 network, of batch 1.
-        calibration: images of shape (images, 3, height, width).
-        ignored: names of nodes that stay in FP32.
-    """
-    nncf.set_log_level(logging.ERROR)
-    name = model.graph.input[0].name
-    samples = [{name: image[None]} for image in calibration]
-    return nncf.quantize(
-        model,
-        nncf.Dataset(samples),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(samples),
-        ignored_scope=nncf.IgnoredScope(names=ignored, validate=True) if ignored else None,
-    )
+    made, left_out, tries = fewest_left_out(list(ranked), evaluate, max_drop=max_drop)
+    record = {
+        "max_drop": max_drop,
+        "left_out": list(left_out),
+        "tries": [{"left_out": len(each.left_out), "drop": round(each.drop, 3)} for each in tries],
+        "sensitivity": {group: float(f"{noise:.3g}") for group, noise in ranked.items()},
+    }
+    return _Made(made, record)

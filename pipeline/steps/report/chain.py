@@ -1,14 +1,15 @@
-"""The parity chain: what every transformation from the torch model to the engine changed, and where accuracy went.
+"""The parity chain: what every transformation from the trained network to the engine changed, and who lost the points.
 
-Host hops (torch, merged, ONNX) were measured by the steps that made them, on the validation split. The engine hop is
-computed here from logits on the test split: engine against the ONNX file it was compiled from. What was not recorded is
-listed as not measured. Where masks are learnt, an answer is that to a pixel, accuracy is mean IoU, and the engine hop
-is over the images whose logits the device kept.
+Torch is the network as it was trained, adapted is the same built anew from what was saved, merged has no adapters left.
+That the first two agree was recorded on the validation split, which is all that training sees. Every hop after it is
+computed here, from logits of the same test images: those that the device kept. What is not there is listed as not
+measured. Where masks are learnt, an answer is that to a pixel, and accuracy is mean IoU.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from pipeline.base import parity
 from pipeline.base.errors import DataError
 from pipeline.parts.scores import Accuracy, MeanIoU
-from pipeline.steps.report import figures
-from pipeline.steps.report.records import REMEDY, Json, Target, Variant, field, read_json, read_optional
+from pipeline.steps.report import figures, records
+from pipeline.steps.report.records import REMEDY, Json, Target, Variant, read_json, read_optional
 
 Logits = Mapping[str, NDArray[Any]]
 LEAST_LOSS_POINTS = 0.005  # less is printed as no loss
+ADAPTED, MERGED = "adapted", "merged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +32,21 @@ class Hop:
     """One transformation; None means not measured and `missing` says why.
 
     relative_error is max|y - y_ref| / max|y_ref|; cosine is the mean over images; accuracies are in percent, before and
-    after, over `images` images of `split`.
+    after, over `images` images of `split`; low and high are the 95 % interval of their difference in points, paired by
+    image.
     """
 
     source: str
     result: str
     max_abs_error: float | None = None
+    mean_abs_error: float | None = None
     relative_error: float | None = None
     cosine: float | None = None
     agreement_percent: float | None = None
     accuracy_from: float | None = None
     accuracy_to: float | None = None
+    low: float | None = None
+    high: float | None = None
     images: int | None = None
     split: str | None = None
     passed: bool | None = None
@@ -57,6 +63,11 @@ class Hop:
         if self.accuracy_from is None or self.accuracy_to is None:
             return None
         return self.accuracy_to - self.accuracy_from
+
+    @property
+    def interval(self) -> str:
+        """Such as "-1.2 to 0.3"."""
+        return figures.MISSING if self.low is None or self.high is None else figures.interval(self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +87,24 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What the host recorded: one hop to the merged model, one to each ONNX variant, the bundles, the logits."""
+    """What the host made: logits of the same test images of every network by its name, and the stages' own checks.
 
-    merged: Hop
-    onnx: Mapping[str, Hop]
+    `tolerances` has the largest absolute error of a logit that a stage let pass, by the network it made.
+    """
+
+    saved: Hop
     bundles: Mapping[str, Json]
     logits: Logits
+    tolerances: Mapping[str, float]
+    known: dict[str, Hop] = field(default_factory=dict)  # hops that several chains share
 
     def variant_of(self, onnx_sha256: str | None) -> str | None:
         """The ONNX variant whose file has this hash."""
         return next((name for name, bundle in self.bundles.items() if _sha256(bundle) == onnx_sha256), None)
+
+    def made(self) -> list[str]:
+        """The variants that were made of another file that is there."""
+        return [name for name, bundle in self.bundles.items() if self.variant_of(_parent(bundle)) is not None]
 
     def path_to(self, variant: str) -> list[Hop]:
         """Hops from torch to the ONNX `variant`, through the files it came from."""
@@ -94,25 +113,54 @@ class Host:
         while step is not None and step not in names:
             names.insert(0, step)
             step = self.variant_of(_parent(self.bundles[step]))
-        return [self.merged, *(self.onnx[name] for name in names)]
+        names = [ADAPTED, MERGED, *names]
+        return [self.saved, *(self._hop(*ends) for ends in pairwise(names))]
+
+    def _hop(self, source: str, result: str) -> Hop:
+        if result not in self.known:
+            hop = self.between(source, result, logits=self.logits.get(result), label=_label(result))
+            tolerance = self.tolerances.get(result)
+            if tolerance is not None and hop.max_abs_error is not None:
+                hop = replace(hop, passed=hop.max_abs_error <= tolerance)
+            self.known[result] = hop
+        return self.known[result]
+
+    def between(
+        self, source: str, result: str, *, logits: NDArray[Any] | None, label: str, tolerance: float | None = None
+    ) -> Hop:
+        """The hop from the host's network `source` to `logits`, which `result` gives and the report calls `label`."""
+        reference, targets = self.logits.get(source), self.logits.get("targets")
+        absent = [f"logits of {name}" for name, found in ((source, reference), (result, logits)) if found is None]
+        absent += ["targets"] if targets is None else []
+        if reference is None or logits is None or targets is None:
+            return Hop(source=_label(source), result=label, missing=f"no {figures.enumerate_words(absent, 'and no')}")
+        return compare(reference, logits, targets=targets, ends=(_label(source), label), tolerance=tolerance)
+
+
+def _label(name: str) -> str:
+    return name if name in (ADAPTED, MERGED) else f"ONNX {name}"
 
 
 def read_host(merged: Path, *, onnx: Path, reference_logits: Path | None) -> Host:
-    """Reads the parity records and bundles under `merged` and `onnx`, and the reference logits where there are any."""
-    folders = sorted(path.parent for path in onnx.glob("*/bundle.json"))
-    bundles = {folder.name: read_json(folder / "bundle.json") for folder in folders}
-    by_hash = {_sha256(bundle): name for name, bundle in bundles.items()}
-    hops = {}
-    for folder in folders:
-        parent = by_hash.get(_parent(bundles[folder.name]))
-        source = "merged" if parent is None else f"ONNX {parent}"
-        hops[folder.name] = _recorded(folder / "parity.json", source=source, result=f"ONNX {folder.name}")
+    """Reads records, bundles and logits under `merged` and `onnx`, and the reference logits where there are any."""
+    folders = {path.parent.name: path.parent for path in sorted(onnx.glob("*/bundle.json"))}
     return Host(
-        merged=_recorded(merged / "parity.json", source="torch", result="merged"),
-        onnx=hops,
-        bundles=bundles,
-        logits=read_logits(reference_logits),
+        saved=_recorded(merged / "saved_parity.json", source="torch", result=ADAPTED),
+        bundles={name: read_json(folder / "bundle.json") for name, folder in folders.items()},
+        logits={**read_logits(merged / "test_logits.npz"), **read_logits(reference_logits)},
+        tolerances=_tolerances({MERGED: merged, **folders}),
     )
+
+
+def _tolerances(folders: Mapping[str, Path]) -> dict[str, float]:
+    """What the stages allowed; a hop that may change answers has none."""
+    found = {}
+    for name, folder in folders.items():
+        record = read_optional(folder / "parity.json") or {}
+        if record.get("tolerance") is not None:
+            largest = records.field(record, "largest", float, source=folder / "parity.json")
+            found[name] = max(1.0, largest) * records.field(record, "tolerance", float, source=folder / "parity.json")
+    return found
 
 
 def read_logits(path: Path | None) -> Logits:
@@ -155,24 +203,28 @@ def _recorded(path: Path, *, source: str, result: str) -> Hop:
     record = read_optional(path)
     if record is None:
         return Hop(source=source, result=result, missing=f"no {path.name} in {path.parent.name}")
-    number = {key: field(record, key, float, source=path) for key in ("max_abs_error", "relative_error", "cosine")}
-    accuracy = {
-        f"accuracy_{end}": field(record, f"accuracy_{end}_percent", float, source=path)
-        for end in ("from", "to")
-        if record.get(f"accuracy_{end}_percent") is not None
-    }
+    numbers = {
+        key: records.field(record, key, float, source=path)
+        for key in (
+            "max_abs_error", "mean_abs_error", "relative_error", "cosine", "argmax_agreement",
+            "accuracy_from_percent", "accuracy_to_percent", "change_low_points", "change_high_points",
+        )
+    }  # fmt: skip
     return Hop(
         source=source,
         result=result,
-        max_abs_error=number["max_abs_error"],
-        relative_error=number["relative_error"],
-        cosine=number["cosine"],
-        agreement_percent=100 * field(record, "argmax_agreement", float, source=path),
-        accuracy_from=accuracy.get("accuracy_from"),
-        accuracy_to=accuracy.get("accuracy_to"),
-        images=record.get("count", record.get("samples")),
+        max_abs_error=numbers["max_abs_error"],
+        mean_abs_error=numbers["mean_abs_error"],
+        relative_error=numbers["relative_error"],
+        cosine=numbers["cosine"],
+        agreement_percent=100 * numbers["argmax_agreement"],
+        accuracy_from=numbers["accuracy_from_percent"],
+        accuracy_to=numbers["accuracy_to_percent"],
+        low=numbers["change_low_points"],
+        high=numbers["change_high_points"],
+        images=records.field(record, "samples", int, source=path),
         split="validation",
-        passed=field(record, "passed", bool, source=path),
+        passed=records.field(record, "passed", bool, source=path),
     )
 
 
@@ -181,18 +233,11 @@ def _hops(target: Target, variant: Variant, *, host: Host, logits: Logits) -> tu
     source = host.variant_of(variant.onnx_sha256)
     if source is None:
         reason = f"no bundle has the ONNX file {variant.onnx_sha256[:12]} that {target.name} compiled"
-        return (host.merged, Hop(source="ONNX", result=result, missing=reason))
-    targets = host.logits.get("targets")
-    absent = [f"{name} in the reference logits" for name in (source, "targets") if name not in host.logits]
-    if variant.name not in logits:
-        absent.append(f"{variant.name} in logits.npz of {target.name}")
-    if absent or targets is None:
-        missing = f"no {figures.enumerate_words(absent, 'and no')}"
-        engine = Hop(source=f"ONNX {source}", result=result, missing=missing)
-    else:
-        ends = f"ONNX {source}", result
-        tolerance = variant.golden_tolerance
-        engine = compare(host.logits[source], logits[variant.name], targets=targets, ends=ends, tolerance=tolerance)
+        return (host.saved, Hop(source="ONNX", result=result, missing=reason))
+    name = f"{variant.name} on {target.name}"
+    engine = host.between(
+        source, name, logits=logits.get(variant.name), label=result, tolerance=variant.golden_tolerance
+    )
     return (*host.path_to(source), engine)
 
 
@@ -226,11 +271,14 @@ def compare(
     return replace(
         hop,
         max_abs_error=same.max_abs_error,
+        mean_abs_error=same.mean_abs_error,
         relative_error=same.relative_error if directed else None,
         cosine=same.cosine if directed else None,
         agreement_percent=100 * same.argmax_agreement,
         accuracy_from=same.accuracy_from_percent,
         accuracy_to=same.accuracy_to_percent,
+        low=same.change_low_points,
+        high=same.change_high_points,
         images=same.samples,
         split="test",
         passed=None if tolerance is None or not directed else same.relative_error <= tolerance,
@@ -242,6 +290,8 @@ def _worst(hops: tuple[Hop, ...]) -> str:
     unmeasured = [hop.name for hop in hops if hop.points is None]
     note = f" ({figures.enumerate_words(unmeasured)} not measured)" if unmeasured else ""
     if not lost:
-        return f"no {'measured ' if unmeasured else ''}hop lost accuracy on its split{note}"
+        return f"no {'measured ' if unmeasured else ''}hop lost accuracy on its images{note}"
     hop = min(lost, key=lambda each: each.points or 0.0)
-    return f"{hop.name} lost the most: {figures.points(hop.points or 0.0)} on the {hop.split} split{note}"
+    chance = ", so it may be chance" if (hop.high or 0.0) >= 0 else ""
+    words = f"{figures.points(hop.points or 0.0)} (95 % interval of the change {hop.interval}{chance})"
+    return f"{hop.name} lost the most: {words} on the {hop.split} split{note}"

@@ -151,10 +151,16 @@ def _labels(canvas: Canvas, points: Sequence[Point], x: Scale, y: Scale) -> None
     taken = [Box(x(p.p50) - 7, y(p.accuracy) - 7, x(p.p50) + 7, y(p.accuracy) + 7) for p in points]
     taken += [Box(x(p.p50), y(p.accuracy) - 4, x(p.p90) + 2, y(p.accuracy) + 4) for p in points]
     taken += [Box(x(p.p50) - 2, y(p.accuracy_high), x(p.p50) + 2, y(p.accuracy_low)) for p in points]
-    for point in points:
+    labels: list[Box] = []
+    for point in sorted(points, key=lambda each: not each.chosen):
         at = (x(point.p50), y(point.accuracy))
-        box = place_label(at, text=point.variant, taken=taken, bounds=bounds)
-        taken.append(box)
+        # Bold letters are wider.
+        box = place_label(
+            at, text=f"{point.variant} " if point.chosen else point.variant, taken=taken, bounds=bounds, labels=labels
+        )
+        if not point.chosen and any(box.overlap(other) for other in labels):
+            continue  # of many points at one place not all names can be read; the markers and the table have them
+        labels.append(box)
         middle = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
         near = (min(max(at[0], box.left), box.right), min(max(at[1], box.top), box.bottom))
         if (near[0] - at[0]) ** 2 + (near[1] - at[1]) ** 2 > 14**2:
@@ -244,6 +250,9 @@ def _histogram(canvas: Canvas, ordered: Sequence[float], x: Scale, *, label: str
         if at <= x.high:
             canvas.line((x(at), base - room), (x(at), base), "percentile")
     canvas.line((x.start, base), (x.end, base), "axis")
-    note = f"{figures.count(len(ordered))} samples{f', {beyond} beyond the axis' if beyond else ''}"
+    note = f"{figures.count(len(ordered))} samples"
+    more = f"{note}, {beyond} beyond the axis" if beyond else note
+    if text_width(f"{label} {more}") < x.end - x.start:
+        note = more
     canvas.text((x.start, base - room - 8), label, css="strong")
     canvas.text((x.end, base - room - 8), note, css="soft", anchor="end")

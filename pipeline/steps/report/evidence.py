@@ -8,6 +8,7 @@ from pipeline.steps.report.chain import Chain, Hop, assemble, read_host
 from pipeline.steps.report.charts import Point
 from pipeline.steps.report.dataset import read_dataset
 from pipeline.steps.report.overlays import Row, draw_rows
+from pipeline.steps.report.quantised import Quantised, read_quantised
 from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
 from pipeline.steps.report.verdict import Verdict, judge
@@ -25,6 +26,7 @@ class Evidence:
     curves: Series
     data: Json | None
     pictures: tuple[Row, ...]
+    quantised: Quantised
     max_drop_points: float
     reference: str
     git_revision: str
@@ -84,6 +86,7 @@ def gather(
         curves=read_curves(distill / "curves.csv"),
         data=read_dataset(data),
         pictures=draw_rows(host.logits, records),
+        quantised=read_quantised(onnx, merged, current=host.made()),
         max_drop_points=max_drop_points,
         reference=reference,
         git_revision=git_revision,

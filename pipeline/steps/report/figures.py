@@ -43,6 +43,12 @@ def signed_points(value: float | None) -> str:
     return f"{sign}{points(value)}"
 
 
+def interval(low: float, high: float) -> str:
+    """An interval of a difference of percentages, such as "-1.23 to 0.4" points."""
+    ends = [f"{value:.2f}".removesuffix("0") for value in (low, high)]
+    return " to ".join("0.0" if end == "-0.0" else end for end in ends)
+
+
 def error(value: float | None) -> str:
     """A numerical error, such as "1.2e-06"."""
     return MISSING if value is None else f"{value:.2g}"

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.steps.report import charts, dataset, figures, overlays
+from pipeline.steps.report import charts, dataset, figures, overlays, quantised
 from pipeline.steps.report.evidence import Evidence
 from pipeline.steps.report.records import Json, Target
 from pipeline.steps.report.svg import Canvas
@@ -69,6 +69,7 @@ def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
             evidence, ACCURACIES, titles=(f"Validation {evidence.metric}", f"{evidence.metric}, %"), name="accuracies"
         ),
         data=dataset.view(evidence.data),
+        quantised=quantised.view(evidence.quantised),
         states={target.name: state_rows(target.state) for target in evidence.targets},
         fingerprints={target.name: list(flatten(target.device)) for target in evidence.targets},
     )
@@ -80,6 +81,7 @@ def _sections(evidence: Evidence) -> list[tuple[str, str]]:
         ("chart", f"{figures.capital(evidence.metric)} against latency"),
         ("variants", "Variants"),
         ("parity", "Parity chain"),
+        ("quantised", "INT8 and FP16"),
         ("training", "Training"),
         ("data", "Data"),
         ("device", "Devices" if len(evidence.targets) > 1 else "Device"),

@@ -1,4 +1,4 @@
-"""Reads the two kinds of CSV that the report draws: training curves and latency samples."""
+"""Reads the CSV files that the report draws: training curves and latency samples."""
 
 import csv
 import math
@@ -11,7 +11,14 @@ Series = dict[str, list[tuple[float, float]]]
 Samples = dict[str, list[float]]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Reads a CSV file by column; no rows where there is no file.
+
+    Raises:
+        DataError: it is no CSV file.
+    """
+    if not path.is_file():
+        return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -35,7 +42,7 @@ def _number(text: str | None, *, path: Path) -> float | None:
 def read_curves(path: Path) -> Series:
     """Reads `curves.csv` as column -> (epoch, value) pairs; empty where there is no file."""
     series: Series = {}
-    for row in _rows(path) if path.is_file() else []:
+    for row in read_rows(path):
         epoch = _number(row.pop("epoch", None), path=path)
         row.pop("phase", None)  # a name
         for column, text in row.items():
@@ -48,7 +55,7 @@ def read_curves(path: Path) -> Series:
 def read_latencies(path: Path) -> Samples:
     """Reads `latency.csv` as variant -> latencies in milliseconds; empty where there is no file."""
     samples: Samples = {}
-    for row in _rows(path) if path.is_file() else []:
+    for row in read_rows(path):
         value = _number(row.get("latency_us"), path=path)
         if value is not None and value > 0:
             samples.setdefault(row["variant"], []).append(value / 1000)

@@ -112,10 +112,12 @@ def text_width(text: str) -> float:
     return len(text) * GLYPH_PX
 
 
-def place_label(at: tuple[float, float], *, text: str, taken: Sequence[Box], bounds: Box) -> Box:
+def place_label(
+    at: tuple[float, float], *, text: str, taken: Sequence[Box], bounds: Box, labels: Sequence[Box] = ()
+) -> Box:
     """Finds room for a label near a point: the nearest of many places that hides nothing.
 
-    Where every place hides something, the one that hides least is taken.
+    Where every place hides something, the one that hides least is taken; other `labels` count most.
     """
     width, height = text_width(text), TEXT_PX + 3.0
     best, least = None, math.inf
@@ -125,7 +127,8 @@ def place_label(at: tuple[float, float], *, text: str, taken: Sequence[Box], bou
             y = at[1] + distance * math.sin(math.radians(turn))
             left = x - width * (0.5 - 0.5 * math.cos(math.radians(turn)))
             box = Box(left, y - height / 2, left + width, y + height / 2)
-            cost = sum(box.overlap(other) for other in taken) + 100 * box.outside(bounds)
+            hidden = sum(box.overlap(other) for other in taken) + 100 * sum(box.overlap(other) for other in labels)
+            cost = hidden + 100 * box.outside(bounds)
             if cost < least:
                 best, least = box, cost
             if cost == 0:

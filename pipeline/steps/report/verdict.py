@@ -220,17 +220,28 @@ def _accuracy_words(best: Variant, base: Variant) -> str:
 
 
 def _int8_words(target: Target, base: Variant, *, told: set[str]) -> list[str]:
-    """Says with the numbers where INT8, expected to be faster, is not; the pair `told` has been compared already."""
-    sentences = []
-    rivals = [v for v in target.variants if v is base or v.precision in HALF_PRECISIONS]
-    for variant in (v for v in target.variants if v.precision == "int8"):
-        ahead = []
-        for rival in (r for r in rivals if r is not variant and {r.name, variant.name} != told):
-            if _overlap(variant, rival):
-                ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)}, intervals overlap)")
-            elif variant.latency.p90 > rival.latency.p90:
-                ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)})")
-        if ahead:
-            own = figures.milliseconds(variant.latency.p90)
-            sentences.append(f"{variant.name} (p90 {own}) is not faster than {figures.enumerate_words(ahead, 'or')}.")
-    return sentences
+    """Says with the numbers where INT8, expected to be faster, is not; the pair `told` has been compared already.
+
+    Of several INT8 variants the fastest speaks for all.
+    """
+    fastest = min((v for v in target.variants if _is_int8(v)), key=lambda v: v.latency.p90, default=None)
+    if fastest is None:
+        return []
+    ahead = []
+    for rival in (v for v in target.variants if v is base or v.precision in HALF_PRECISIONS):
+        if rival is fastest or {rival.name, fastest.name} == told:
+            continue
+        if _overlap(fastest, rival):
+            ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)}, intervals overlap)")
+        elif fastest.latency.p90 > rival.latency.p90:
+            ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)})")
+    if not ahead:
+        return []
+    several = sum(_is_int8(variant) for variant in target.variants) > 1
+    own = f"{fastest.name} (p90 {figures.milliseconds(fastest.latency.p90)})"
+    subject = f"The fastest INT8 variant, {own}," if several else own
+    return [f"{subject} is not faster than {figures.enumerate_words(ahead, 'or')}."]
+
+
+def _is_int8(variant: Variant) -> bool:
+    return variant.precision.startswith("int8")

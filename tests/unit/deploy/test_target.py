@@ -27,7 +27,10 @@ def test_target_is_read():
         ),
         ({"variants": {"v": {"batch": 8}}}, "v.batch` is unknown; `.*v.onnx` is missing; `.*v.precision` is missing"),
         ({"variants": {"v": {"onnx": "../x", "precision": "fp32"}}}, r"v.onnx` should be a plain name .*'\.\./x'"),
-        ({"variants": {"v": {"onnx": "x", "precision": "fp64"}}}, "v.precision` should be one of fp32, bf16, int8"),
+        (
+            {"variants": {"v": {"onnx": "x", "precision": "fp64"}}},
+            "v.precision` should be one of fp32, bf16, fp16, int8, int8_bf16",
+        ),
     ],
 )
 def test_fault_is_named_by_its_dotted_key(changes, message):

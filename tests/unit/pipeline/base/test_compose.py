@@ -39,6 +39,7 @@ def test_dvc_writes_the_same_bytes(tmp_path):
 def test_every_config_composes_to_valid_parameters(group, name):
     choice = {
         "target": f"+target@targets.extra={name}",
+        "variant": f"+variant@quantize.variants.extra={name}",
         "experiment": f"experiment={name}",
         "foundation": f"foundation@foundations.grey32={name}",
     }

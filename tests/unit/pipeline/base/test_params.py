@@ -63,6 +63,20 @@ def test_the_committed_parameters_are_valid():
         ({"foundations.grey32.student.schedule.epochs": 0}, "`foundations.grey32.student.schedule.epochs` is 0"),
         ({"student.image_size": None}, "`student.image_size` is missing"),
         ({"targets.cpu-openvino.runtime": "tflite"}, "`targets.cpu-openvino.runtime` is 'tflite'"),
+        ({"quantize.max_drop": -0.1}, "`quantize.max_drop` is -0.1"),
+        ({"quantize.variants.int8.layers": "most"}, "`quantize.variants.int8.layers` is 'most'"),
+        ({"quantize.variants.int8.smooth_quant": 2}, "`quantize.variants.int8.smooth_quant` is 2"),
+        ({"quantize.variants.int8.attention": True}, "`quantize.variants.int8.attention` is no known key"),
+        ({"quantize.variants.int8.search": None}, "`quantize.variants.int8.search` is missing"),
+        (
+            {"quantize.variants.int8.precision": "int4"},
+            "`quantize.variants.int8.precision` is 'int4'; choose among fp16,",
+        ),
+        ({"quantize.variants.fp32": {"precision": "fp16"}}, "`quantize.variants.fp32` has the name of the exported"),
+        (
+            {"quantize.variants": {}},
+            "`targets.cpu-onnxruntime.variants.int8.onnx` is 'int8', but `quantize.variants` makes",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -93,6 +93,7 @@ def with_workers(data):
     assert equal(whole, list(evaluation_batches(images, range(len(images)), batch_size=2, workers=2)))
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(index, tmp_path):
     alone(with_workers, tmp_path / "data")
 

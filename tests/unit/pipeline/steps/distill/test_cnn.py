@@ -1,5 +1,6 @@
 """CNNs: trained by every method that needs no LoRA in them, refused by the others with the names of those that do."""
 
+import json
 import re
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_a_cnn_is_trained_and_merged(tmp_path, tested, untested, pretrained, cas
     np.testing.assert_allclose(
         tiny.stacked(torch_logits(model, images)), logits_of(tmp_path / "out")["student"], atol=1e-3
     )
+    record = json.loads((tmp_path / "merged/friendliness.json").read_text())
+    assert record["layers"] == 15  # without the new head
+    assert record["layers_not_observed"] == 0
+    assert record["after"]["lowest_group_sqnr_db"] > 10
+    assert (record["before"] == record["after"]) == (case == "student_only, probe")
+
+
+def test_a_student_from_random_weights_has_no_before(tmp_path, tested, untested):
+    pair = {"teacher": tiny.TEACHER, "student": ModelSpec("test_resnet", "random", tiny.SIZE)}
+    train(tmp_path / "out", untested, TRAINED["student_only, full"], pair)
+    (tmp_path / "merged").mkdir()
+    merge_models(tmp_path / "merged", distilled=tmp_path / "out", data=tested, tolerance=1e-5, load=tiny.LOAD, **pair)
+    record = json.loads((tmp_path / "merged/friendliness.json").read_text())
+    assert "before" not in record
+    assert record["layers"] == 16
 
 
 @pytest.mark.parametrize("case", ["student_only, probe", "student_only, full"])

@@ -1,5 +1,6 @@
 """One matrix over all methods: each learns, leaves the same record, and trains only what it says."""
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,20 @@ def test_the_curve_tells_each_stage_its_epochs_and_its_losses(trained):
 
 def test_as_many_numbers_are_trained_as_the_method_says(trained):
     assert trained.metrics()["trained_parameters"] == TRAINED[trained.name]
+
+
+def test_every_method_says_what_it_did_to_int8(trained):
+    with (trained.merged / "friendliness.csv").open(newline="") as file:
+        rows = {row["layer"]: row for row in csv.DictReader(file)}
+    blocks = 4 if trained.name == "idat" else 2
+    new = (
+        {f"blocks.{i}.{layer}" for i in range(blocks) for layer in ("down", "up")} if trained.name == "idat" else set()
+    )
+    assert len(rows) == 1 + 4 * blocks + len(new) + 1
+    assert {name for name, row in rows.items() if not row["sqnr_db_before"]} == {"head"} | new
+    assert all(float(row["sqnr_db_after"]) > 10 for row in rows.values())
+    first = rows["patch_embed.proj"]
+    assert (first["sqnr_db_before"] != first["sqnr_db_after"]) == (CHANGES[trained.name][1] == "all")
 
 
 def expected_changes(part: str, names: set[str]) -> set[str]:

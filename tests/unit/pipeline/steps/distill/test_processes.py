@@ -45,7 +45,7 @@ def losses(folder):
     ("name", "feed"),
     [
         pytest.param("slad without dropout", {}, id="slad"),  # what is drawn inside a model differs between processes
-        pytest.param("finetune_kd", {"micro_batch": 1}, id="finetune_kd, accumulating"),
+        pytest.param("finetune_kd", {"micro_batch": 1}, id="finetune_kd, accumulating", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_give_the_losses_of_one(tmp_path, data, name, feed):

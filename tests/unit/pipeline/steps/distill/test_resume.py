@@ -58,7 +58,13 @@ CASES = [
     pytest.param("slad", KILLS.randrange(1, STEPS), "step", id="slad, within a step"),
     pytest.param("slad", KILLS.randrange(1, STEPS), "save", id="slad, while saving", marks=pytest.mark.slow),
     pytest.param("slad", 3, "step", id="slad, at the start of an epoch", marks=pytest.mark.slow),
-    pytest.param("finetune_kd", KILLS.randrange(STEPS + 1, 2 * STEPS), "step", id="finetune_kd, in its second phase"),
+    pytest.param(
+        "finetune_kd",
+        KILLS.randrange(STEPS + 1, 2 * STEPS),
+        "step",
+        id="finetune_kd, in its second phase",
+        marks=pytest.mark.slow,
+    ),
     pytest.param("finetune_kd", STEPS, "step", id="finetune_kd, between its phases", marks=pytest.mark.slow),
     pytest.param("finetune_kd", KILLS.randrange(1, STEPS), "save", id="finetune_kd, saving", marks=pytest.mark.slow),
 ]

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from pipeline.steps.report import report
 from pipeline.steps.report.records import Accuracy, Latency, Target, Variant
+from tests.unit.pipeline.steps.report.reading import Page
 
 IMAGES, CLASSES = 450, 10
 SHA = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("fp32", "int8")}
@@ -97,22 +97,26 @@ def target_record(name: str, runtime: str, variants: dict[str, Any], **other: An
     }
 
 
-def parity_record(start: str, end: str, error: float, before: float, after: float) -> dict[str, Any]:
+def parity_record(
+    start: str, end: str, error: float, before: float, after: float, tolerance: float | None
+) -> dict[str, Any]:
     return {
         "schema": 1,
         "from": start,
         "to": end,
-        "samples": 64,
+        "samples": 360,
         "max_abs_error": error,
         "mean_abs_error": error / 5,
         "relative_error": error / 10,
         "cosine": 1 - error / 100,
         "argmax_agreement": 1.0 if error < 0.01 else 0.984375,
-        "tolerance": 0.2,
+        "tolerance": tolerance,
         "passed": True,
         "accuracy_from_percent": before,
         "accuracy_to_percent": after,
-        "count": 360,
+        "change_low_points": after - before - 0.5,
+        "change_high_points": after - before + 0.5,
+        "largest": 10.0,
     }
 
 
@@ -157,7 +161,7 @@ class Project:
     def html(self) -> str:
         return self.path("reports/report.html").read_text(encoding="utf-8")
 
-    def page(self) -> "Page":
+    def page(self) -> Page:
         page = Page()
         page.feed(self.html())
         page.close()
@@ -193,22 +197,45 @@ def write_logits(project: Project, rng: np.random.Generator) -> None:
     fp32 = rng.normal(size=(IMAGES, CLASSES)).astype(np.float32)
     fp32[np.arange(IMAGES), labels] += 5
     int8 = fp32 + rng.normal(scale=0.05, size=fp32.shape).astype(np.float32)
+    int8[:3] = -int8[:3]  # three images that INT8 takes for another class
+    project.path("merged").mkdir()
+    np.savez(project.path("merged/test_logits.npz"), adapted=fp32 + 2e-6, merged=fp32 + 1e-6)
     np.savez(project.path("reference_logits.npz"), fp32=fp32, int8=int8, targets=labels)
     np.savez(project.path("measured/cpu-openvino/logits.npz"), fp32=fp32 + 1e-6, bf16=fp32 * 1.002, int8=int8 + 1e-4)
     np.savez(project.path("measured/cpu-onnxruntime/logits.npz"), fp32=fp32, int8=int8)
 
 
+def write_quantised(project: Project) -> None:
+    options = {"layers": "linear", "smooth_quant": 0.95, "bias_correction": "fast"}
+    tries = [{"left_out": 0, "drop": 1.2}, {"left_out": 9, "drop": 0.0}, {"left_out": 1, "drop": 0.4}]
+    search = {"max_drop": 0.5, "left_out": ["blocks.0.fc2"], "tries": tries, "sensitivity": {"blocks.0.fc2": 2.1e-4}}
+    made = {"schema": 1, "precision": "int8", "calibration_sha256": ["a", "b", "c"]}
+    project.write("onnx/int8/quantization.json", {**made, **options, **search})
+    numbers = {"lowest_group": "blocks.0.fc2", "lowest_group_sqnr_db": 27.5, "median_group_sqnr_db": 35.0}
+    metric = {"before": {**numbers, "lowest_group_sqnr_db": 31.25}, "after": numbers | {"largest_kurtosis": 20.75}}
+    project.write("merged/friendliness.json", {"schema": 1, "images": 64, **metric})
+    project.path("merged/friendliness_groups.csv").write_text("group,before_db,after_db\nblocks.0.fc2,31.25,27.5\n")
+    project.path("merged/friendliness.csv").write_text(
+        "layer,group,outlier_ratio_before,outlier_ratio_after,kurtosis_before,kurtosis_after,sqnr_db_before,"
+        "sqnr_db_after,note\n"
+        "blocks.0.mlp.fc2,blocks.0.fc2,9.5,12.25,15.5,20.75,31.25,27.5,\n"
+        "stem.conv,stem.conv,,,,,,,not observed: its weights change before use\n"
+    )
+
+
 def write_host(project: Project) -> None:
-    project.write("merged/parity.json", parity_record("torch", "merged", 3.2e-6, 97.5, 97.5))
+    project.write("merged/saved_parity.json", parity_record("torch", "adapted", 3.1e-3, 97.5, 97.5, 0.02))
+    project.write("merged/parity.json", parity_record("adapted", "merged", 3.2e-6, 97.5, 97.5, 1e-5))
     accuracies = {"teacher": {"test_accuracy_percent": 98.61}, "student": {"test_accuracy_percent": 97.22}}
     project.write("merged/accuracy.json", {"schema": 1, **accuracies})
-    project.write("onnx/fp32/parity.json", parity_record("merged", "onnx", 1.1e-5, 97.5, 97.5))
-    project.write("onnx/int8/parity.json", parity_record("onnx", "int8", 0.31, 97.5, 96.94))
+    project.write("onnx/fp32/parity.json", parity_record("merged", "onnx", 1.1e-5, 97.5, 97.5, 1e-4))
+    project.write("onnx/int8/parity.json", parity_record("onnx", "int8", 0.31, 97.5, 96.94, None))
     for name, parent in (("fp32", None), ("int8", SHA["fp32"])):
         files = {"model.onnx": {"sha256": SHA[name], "bytes": 10}}
         lineage = {"git_revision": "x", "params_sha256": "x", "data_sha256": "x", "parent_sha256": parent}
         bundle = {"schema": 1, "variant": name, "onnx": "model.onnx", "files": files, "lineage": lineage}
         project.write(f"onnx/{name}/bundle.json", bundle)
+    write_quantised(project)
     metrics = {
         "method": "slad",
         "teacher": {"validation_accuracy_percent": 98.33},
@@ -264,6 +291,7 @@ def masked(project: Project) -> Project:
         "names": np.array([f"images/{i}.jpg" for i in PICTURED]),
     }
     np.savez(project.path("reference_logits.npz"), fp32=logits, int8=logits, targets=truth, **extra)
+    np.savez(project.path("merged/test_logits.npz"), adapted=logits, merged=logits)
     for target in ("cpu-openvino", "cpu-onnxruntime"):
         record = json.loads(project.path(f"measured/{target}/record.json").read_text())
         for name, variant in record["variants"].items():
@@ -334,51 +362,3 @@ def target(tmp_path: Path) -> Callable[..., Target]:
         return Target(variants=variants, **{**content, **changes})
 
     return make
-
-
-class Page(HTMLParser):
-    """What the tests ask of a page: tags with their attributes, and the text under each id and in each table row."""
-
-    VOID = frozenset({"meta", "link", "br", "input", "img", "hr"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[tuple[str, str | None]] = []
-        self.by_id: dict[str, str] = {}
-        self.rows: list[list[str]] = []
-        self.unbalanced: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        if found.get("id"):
-            self.by_id[str(found["id"])] = ""
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in self.VOID:
-            self.open.append((tag, found.get("id")))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open[-1][0] != tag:
-            self.unbalanced.append(tag)
-        else:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        for _, name in self.open:
-            if name:
-                self.by_id[name] += data
-        if any(tag in ("td", "th") for tag, _ in self.open):
-            self.rows[-1][-1] += data
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [found for name, found in self.tags if name == tag]
-
-    def text(self, name: str) -> str:
-        return " ".join(self.by_id[name].split())

@@ -83,13 +83,24 @@ def test_labels_keep_apart():
 
 def test_accuracy_latency_shows_every_variant():
     svg = draw([point("a", "fp32", 2.0), point("a", "int8", 1.0, chosen=True), point("b", "fp32", 30.0, 95.0)])
-    assert [t for t in texts(svg) if t in ("fp32", "int8")] == ["fp32", "int8", "fp32"]
+    assert [t for t in texts(svg) if t in ("fp32", "int8")] == ["int8", "fp32", "fp32"]
     assert any("ms" in t and "log scale" in t for t in texts(svg) if t)
     assert "top-1 accuracy, %" in texts(svg)
     assert svg.get("role") == "img"
     ids = {element.get("id") for element in svg.iter()}
     assert set(svg.get("aria-labelledby").split()) <= ids
     assert "a, int8 (chosen): 97.0 % at p50 1.00 ms, p90 1.10 ms." in svg.find("desc").text
+
+
+def test_names_that_find_no_room_are_left_to_the_markers():
+    """Of many variants at one place the chosen one is named first, and no name stands on another."""
+    names = [f"a_long_name_of_variant_{number}" for number in range(40)]
+    svg = draw([point("a", name, 1.0, chosen=name == names[-1]) for name in names], width=326)
+    shown = [text for text in texts(svg) if text in names]
+    assert shown[0] == names[-1]
+    assert 1 < len(shown) < 40
+    tips = [element.find("title").text for element in svg.iter("path") if element.find("title") is not None]
+    assert all(any(name in tip for tip in tips) for name in names)
 
 
 def test_targets_differ_by_shape_and_colour():

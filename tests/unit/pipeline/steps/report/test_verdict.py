@@ -139,6 +139,17 @@ def test_int8_is_told_by_precision_not_by_name(variant, target):
     assert found.words.endswith("mixed (p90 1.20 ms) is not faster than half (1.00 ms).")
 
 
+def test_of_several_int8_variants_the_fastest_speaks(variant, target):
+    floats = variant("fp32", p90=2.0), variant("bf16", p90=1.0)
+    mixed = variant("int8_bf16", precision="int8_bf16", p90=1.2), variant("int8_full", precision="int8", p90=1.3)
+    found = judge(target(*floats, variant("int8", p90=2.5), *mixed), max_drop_points=1.0)
+    assert found.chosen == "bf16"
+    assert found.words.endswith(
+        ". The fastest INT8 variant, int8_bf16 (p90 1.20 ms), is not faster than bf16 (1.00 ms)."
+    )
+    assert found.words.count("not faster") == 1
+
+
 def test_more_accurate_than_the_reference(variant, target):
     found = judge(target(variant("fp32"), variant("int8", p90=1.0, correct=972)), max_drop_points=1.0)
     assert "at 0.2 points more accuracy" in found.words
