@@ -77,8 +77,7 @@ def merge_models(
         model = build_model(spec, num_classes=len(index.labels), role=role)
         _adapt(model, distilled / f"{role}.safetensors")
         # What was saved must be what was trained: another backbone, head or scale answers quite differently.
-        logits = data_set.logits(model, some)
-        ends = (f"torch {role}", trained[role]), (f"adapted {role}", logits)
+        ends = (f"torch {role}", trained[role]), (f"adapted {role}", data_set.logits(model, some))
         saved = data_set.compare(*ends, items=some, tolerance=SAVED_TOLERANCE)
         merged = _without_adapters(model, role=role)
         parity = data_set.parity(model, merged, role=role, tolerance=tolerance)
