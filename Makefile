@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup repro foundation test test-slow lint format
+.PHONY: setup repro foundation test test-slow lint types format
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -31,7 +31,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 -p deploy
 	$(BIN)/lint-imports
+
+# TensorRT's own types, of the releases of JetPack 6 and of today, judge what calls it; without a GPU. Downloads 3 MB once.
+types: setup
+	$(BIN)/python tests/typing/tensorrt_stubs.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 UNEXPECTED = 1
+# What the host does by DVC and `slad`, by this program's commands.
+HERE = {
+    r"`dvc repro (?:-f )?compile@[^`]*`": "build",
+    r"`dvc repro (?:-f )?probe@[^`]*`": "fingerprint",
+    r"`slad doctor`": "doctor",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DeployError as error:
         if options.debug:
             raise
-        _say(f"error: {error}")
+        _say(f"error: {_on_a_device(str(error))}")
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); Python would complain again when it flushes at exit.
@@ -45,6 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _on_a_device(words: str) -> str:
+    """Name this program's commands where an error names the host's, which a device need not have."""
+    for pattern, command in HERE.items():
+        words = re.sub(pattern, f"`python -m deploy {command}`", words)
+    return words
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -58,8 +72,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("fingerprint", _fingerprint, "describe this device as a target's engines see it")
     command.add_argument("--target", required=True, help="name of the target")
-    command.add_argument("--runtime", required=True, help="openvino or onnxruntime")
+    command.add_argument("--spec", type=Path, required=True, help="JSON file: the section targets.<target>")
     command.add_argument("--output", type=Path, help="file to write; without it, print")
+    command = add("doctor", _doctor, "say what this machine is, what works on it, and whether a target will")
+    command.add_argument("--target", help="name of a target; needs --spec")
+    command.add_argument("--spec", type=Path, help="JSON file: the section targets.<target>, as `slad spec` prints it")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = add("build", _build, "build and test every engine of a target on this device")
     _add_target(command)
     command = add("measure", _measure, "measure accuracy and latency of every engine of a target")
@@ -90,12 +108,26 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 def _fingerprint(options: argparse.Namespace) -> None:
     from deploy.device import fingerprint
     from deploy.files import write_json
+    from deploy.target import read_target
 
-    found = fingerprint(options.target, options.runtime)
+    found = fingerprint(read_target(options.target, _read_spec(options.spec)))
     if options.output:
         write_json(options.output, found)
     else:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from deploy.doctor import check_targets, examine
+    from deploy.doctor_text import to_text
+
+    if (options.target is None) != (options.spec is None):
+        msg = "`--target` and `--spec` go together, got one; `slad spec TARGET` prints the section that --spec takes"
+        raise TargetError(msg)
+    specs = {} if options.target is None else {options.target: _read_spec(options.spec)}
+    report = examine(specs, folders=[Path.cwd()], here=True, on_progress=_say)
+    sys.stdout.write(json.dumps(report, indent=2) + "\n" if options.json else to_text(report))
+    check_targets(report)
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -134,22 +166,25 @@ def _measure(options: argparse.Namespace) -> None:
         )
     for reason in record["invalid_reasons"]:
         _say(f"not valid: {reason}")
+    for name, variant in record["variants"].items():
+        for phrase in variant["over_budget"]:
+            _say(f"{options.target}/{name}: over budget: {phrase}")
     check_record(record)
 
 
 def _predict(options: argparse.Namespace) -> None:
     from deploy.predict import classify, open_engine, segment
 
-    model, run = open_engine(options.bundle, options.engine)
+    model, engine = open_engine(options.bundle, options.engine)
     if model.task == "classification":
         if options.masks:
             msg = f"`--masks` {str(options.masks)!r}: the bundle {options.bundle} gives images a class; leave it out"
             raise TargetError(msg)
-        for found in classify(options.images, model, run):
+        for found in classify(options.images, model, engine):
             sys.stdout.write(f"{found.path}\t{found.label}\t{found.probability:.4f}\n")
         return
     files = _mask_files(options.images, options.masks)
-    for parts, file in zip(segment(options.images, model, run), files, strict=True):
+    for parts, file in zip(segment(options.images, model, engine), files, strict=True):
         shares = (f"{label} {share:.4f}" for label, share in parts.shares.items())
         sys.stdout.write("\t".join((str(parts.path), *shares)) + "\n")
         if file is not None:

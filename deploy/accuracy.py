@@ -183,7 +183,7 @@ def evaluate(
     last = time.monotonic()
     for index, item in enumerate(items):
         image, target = load(item)
-        logits = engine(image[None])[0].astype(np.float32, copy=False)
+        logits = engine.run(image[None])[0].astype(np.float32, copy=False)
         broken += not np.isfinite(logits).all()
         score.add(logits, target)
         if index in wanted:

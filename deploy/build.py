@@ -1,19 +1,19 @@
 """Build every engine of a target on the device it will run on."""
 
-import time
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.bundle import Bundle, load_bundle
-from deploy.device import check_device
+from deploy.device import check_device, state
 from deploy.document import SCHEMA
-from deploy.engine import Manifest, load_engine, write_manifest
+from deploy.engine import Manifest, check_placement, engine_key, write_manifest
 from deploy.errors import DeployError, EngineError, TargetError
 from deploy.files import sha256_file, write_json
-from deploy.golden import check_golden
+from deploy.isolated import build_isolated
 from deploy.runtimes import get_runtime
-from deploy.target import EXPORTED_AS, Target, Variant, read_target
+from deploy.target import Target, Variant, read_target
 
 SKIPPED = "skipped.json"
 
@@ -45,20 +45,27 @@ def build_target(
         RuntimeMissingError: the runtime is not installed.
     """
     wanted = read_target(target, spec)
-    check_device(device, target=target, runtime=wanted.runtime)
+    check_device(device, target=wanted)
     output.mkdir(parents=True, exist_ok=True)
     runtime = get_runtime(wanted.runtime)
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
     for variant in wanted.variants:
-        reason = runtime.supports(variant.precision)
+        reason = runtime.supports(wanted.settings(variant.precision))
         if reason is not None:
             skipped[variant.name] = reason
             on_progress(f"{target}/{variant.name}: skipped, {reason}")
             continue
         on_progress(f"{target}/{variant.name}: building for {wanted.runtime} in {variant.precision}")
         try:
-            done = _build_variant(output / variant.name, variant, wanted=wanted, onnx_root=onnx_root, device=device)
+            done = _build_variant(
+                output / variant.name,
+                variant,
+                wanted=wanted,
+                onnx_root=onnx_root,
+                device=device,
+                on_wait=functools.partial(_say_waiting, on_progress, f"{target}/{variant.name}"),
+            )
         except DeployError as error:
             failed[variant.name] = str(error)
             done = f"failed, {error}"
@@ -70,7 +77,7 @@ def build_target(
         raise EngineError(msg)
 
 
-def bundle_of(variant: Variant, *, target: str, onnx_root: Path) -> Bundle:
+def bundle_of(variant: Variant, *, target: Target, onnx_root: Path) -> Bundle:
     """Load the bundle that a variant is built from.
 
     Raises:
@@ -78,26 +85,45 @@ def bundle_of(variant: Variant, *, target: str, onnx_root: Path) -> Bundle:
         TargetError: it was exported in a precision the variant cannot be built from.
     """
     bundle = load_bundle(onnx_root / variant.onnx)
-    if bundle.precision != EXPORTED_AS[variant.precision]:
+    needed = get_runtime(target.runtime).EXPORTED_AS[variant.precision]
+    if bundle.precision != needed:
         msg = (
-            f"`targets.{target}.variants.{variant.name}` asks for precision {variant.precision!r} of the bundle "
-            f"{variant.onnx!r}, which is {bundle.precision}; name a bundle in {EXPORTED_AS[variant.precision]}"
+            f"`targets.{target.name}.variants.{variant.name}` asks for precision {variant.precision!r} of the bundle "
+            f"{variant.onnx!r}, which is {bundle.precision}; name a bundle in {needed}"
         )
         raise TargetError(msg)
     return bundle
 
 
+def _say_waiting(on_progress: Callable[[str], None], place: str, seconds: float) -> None:
+    on_progress(f"{place}: building, {seconds:.0f} s")
+
+
 def _build_variant(
-    folder: Path, variant: Variant, *, wanted: Target, onnx_root: Path, device: Mapping[str, Any]
+    folder: Path,
+    variant: Variant,
+    *,
+    wanted: Target,
+    onnx_root: Path,
+    device: Mapping[str, Any],
+    on_wait: Callable[[float], None],
 ) -> str:
-    """Build one engine, write its manifest, load it back and test it; return a line that says how it went."""
-    bundle = bundle_of(variant, target=wanted.name, onnx_root=onnx_root)
+    """Build and test one engine, and write its manifest; return a line that says how it went."""
+    bundle = bundle_of(variant, target=wanted, onnx_root=onnx_root)
     folder.mkdir(parents=True, exist_ok=True)
-    runtime = get_runtime(wanted.runtime)
+    runtime, settings = get_runtime(wanted.runtime), wanted.settings(variant.precision)
     path = folder / runtime.ENGINE_FILE
-    start = time.perf_counter()
-    options = runtime.build(bundle.onnx, path, precision=variant.precision, threads=wanted.threads)
-    seconds = time.perf_counter() - start
+    power_mode = state()["power_mode"]
+    built = build_isolated(wanted.runtime, bundle.folder, path, settings, limit_s=wanted.build_limit_s, on_wait=on_wait)
+    if not built.golden.passed:
+        msg = (
+            f"engine {path}: relative error {built.golden.relative_error:.3g} on the golden inputs, at most "
+            f"{built.golden.tolerance:g} allowed; compare the exported model's parity record"
+        )
+        raise EngineError(msg)
+    check_placement(
+        built.placement, settings, target=wanted.name, allow_fallback=wanted.allow_fallback, name=variant.name
+    )
     manifest = Manifest(
         target=wanted.name,
         variant=variant.name,
@@ -106,26 +132,19 @@ def _build_variant(
         runtime_version=runtime.version(),
         onnx_sha256=bundle.onnx_sha256,
         bundle_variant=bundle.variant,
+        key=engine_key(onnx_sha256=bundle.onnx_sha256, device=device, settings=settings),
         engine_file=path.name,
         engine_sha256=sha256_file(path),
         engine_bytes=path.stat().st_size,
-        options=options,
+        threads=wanted.threads,
+        options=wanted.options,
+        told=built.told,
         device=device,
-        build_seconds=round(seconds, 3),
+        power_mode=power_mode,
+        build_seconds=round(built.seconds, 3),
+        placement=built.placement.as_dict(),
     )
     write_manifest(folder, manifest)
-    error, tolerance = _self_test(folder, bundle, device=device)
-    return f"built in {seconds:.1f} s, relative error {error:.2g} (at most {tolerance:g})"
-
-
-def _self_test(folder: Path, bundle: Bundle, *, device: Mapping[str, Any]) -> tuple[float, float]:
-    """Load the engine as a user would, and run the golden inputs; return relative error and tolerance."""
-    loaded = load_engine(folder, device=device)
-    check = check_golden(loaded.engine, bundle, precision=loaded.manifest.precision)
-    if not check.passed:
-        msg = (
-            f"engine {folder / loaded.manifest.engine_file}: relative error {check.relative_error:.3g} on the golden "
-            f"inputs, at most {check.tolerance:g} allowed; compare the exported model's parity record"
-        )
-        raise EngineError(msg)
-    return check.relative_error, check.tolerance
+    where = ", ".join(f"{count} nodes on {place}" for place, count in built.placement.nodes.items())
+    error = f"relative error {built.golden.relative_error:.2g} (at most {built.golden.tolerance:g})"
+    return f"built in {built.seconds:.1f} s, {error}, {where}"

@@ -67,6 +67,7 @@ class Bundle:
         input_shape: (1, 3, height, width).
         output_shape: (1, classes), or (1, classes, height, width) where each pixel has a class.
         onnx: the model file, whose hash is `onnx_sha256`.
+        program: the same network as torch.export saved it; None where `export.program` was not set.
         lineage: revision and hashes of what the model came from, as the host wrote them.
     """
 
@@ -83,6 +84,7 @@ class Bundle:
     labels: tuple[str, ...]
     onnx: Path
     onnx_sha256: str
+    program: Path | None = None
     golden: Golden
     lineage: Mapping[str, Any]
 
@@ -109,7 +111,7 @@ def load_bundle(folder: Path) -> Bundle:
         task=task,
         name=document.text("name"),
         variant=document.text("variant"),
-        precision=document.choice("precision", ("fp32", "fp16", "int8")),
+        precision=document.choice("precision", ("fp32", "fp16", "int8", "int8_fp16")),
         input_name=document.text("input.name"),
         input_shape=cast("tuple[int, int, int, int]", document.integers("input.shape", length=4)),
         output_name=document.text("output.name"),
@@ -118,6 +120,7 @@ def load_bundle(folder: Path) -> Bundle:
         labels=document.texts("labels"),
         onnx=_listed(document, "onnx", onnx, files),
         onnx_sha256=document.content["files"][onnx]["sha256"],
+        program=_read_program(document, files),
         golden=_read_golden(document, files),
         lineage=document.mapping("lineage"),
     )
@@ -178,6 +181,12 @@ def _listed(document: Document, key: str, name: str, files: Mapping[str, Path]) 
     if name not in files:
         document.fail(f"`{key}` names {name!r}, which `files` does not list")
     return files[name]
+
+
+def _read_program(document: Document, files: Mapping[str, Path]) -> Path | None:
+    if document.content.get("program") is None:
+        return None
+    return _listed(document, "program", document.text("program"), files)
 
 
 def _read_preprocess(document: Document) -> Preprocess:

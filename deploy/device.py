@@ -15,15 +15,17 @@ from typing import Any
 
 from deploy.document import SCHEMA, read_document
 from deploy.errors import EngineError
+from deploy.files import system_text
+from deploy.nvidia import board, l4t, nvpmodel
 from deploy.runtimes import get_runtime
+from deploy.target import Target
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 MACHINE_ID = Path("/etc/machine-id")
-TEGRA_RELEASE = Path("/etc/nv_tegra_release")
-DEVICE_TREE_MODEL = Path("/proc/device-tree/model")
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 THERMAL = Path("/sys/class/thermal")
+PLATFORM_PROFILE = Path("/sys/firmware/acpi/platform_profile")
 
 SALT = b"slad-edge machine_id "
 
@@ -41,30 +43,28 @@ BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 BUSY_LOAD_PER_CORE = 1.5
 
 
-def fingerprint(target: str, runtime: str) -> dict[str, Any]:
+def fingerprint(target: Target) -> dict[str, Any]:
     """Describe this device as the target's engines see it.
 
-    Args:
-        target: name of the target in `params.yaml`; stored, never compared.
-        runtime: a name that `get_runtime` knows; must be installed.
-
     Raises:
-        TargetError: `runtime` is unknown.
-        RuntimeMissingError: `runtime` is not installed.
+        RuntimeMissingError: the target's runtime is not installed.
+        EngineError: the device or provider that the target names is not there or does not execute.
     """
-    features = _features()
+    runtime = get_runtime(target.runtime)
+    features = cpu_features()
     return {
         "schema": SCHEMA,
-        "target": target,
-        "runtime": runtime,
-        "runtime_version": get_runtime(runtime).version(),
+        "target": target.name,
+        "runtime": target.runtime,
+        "runtime_version": runtime.version(),
+        "place": runtime.probe(target.options),
         "machine_id": _machine_id(),
         "architecture": platform.machine(),
         "system": platform.system(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count() or 1, "features": features},
+        "cpu": {"model": cpu_model(), "cores": _cores(), "features": features},
         "memory_gb": _memory_gb(),
-        "l4t": _l4t(),
-        "python": platform.python_version(),
+        "l4t": l4t(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "bf16": not BF16_FEATURES.isdisjoint(features),
     }
 
@@ -72,16 +72,22 @@ def fingerprint(target: str, runtime: str) -> dict[str, Any]:
 def state() -> dict[str, Any]:
     """Read the device's momentary state; what cannot be read is None."""
     hertz = _first_match(CPUINFO, r"^cpu MHz\s*:\s*([\d.]+)")
-    kilohertz = _read(CPUFREQ / "scaling_cur_freq")
+    kilohertz = system_text(CPUFREQ / "scaling_cur_freq")
     available = _first_match(MEMINFO, r"^MemAvailable:\s*(\d+) kB")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "load_average": None if load is None else round(load, 2),
-        "governor": _read(CPUFREQ / "scaling_governor"),
+        "governor": system_text(CPUFREQ / "scaling_governor"),
+        "power_mode": power_mode(),
         "mhz": round(int(kilohertz) / 1000) if kilohertz else round(float(hertz)) if hertz else None,
         "temperature_c": _temperature(),
         "memory_available_mb": int(available) // 1024 if available else None,
     }
+
+
+def power_mode() -> str | None:
+    """Name the mode: a Jetson's by `nvpmodel`, else the firmware's profile, else the CPU's governor."""
+    return nvpmodel() or system_text(PLATFORM_PROFILE) or system_text(CPUFREQ / "scaling_governor")
 
 
 def busy_reason(before: Mapping[str, Any], *, cores: int) -> str | None:
@@ -96,6 +102,13 @@ def busy_reason(before: Mapping[str, Any], *, cores: int) -> str | None:
     return (
         f"the device was busy before the measurement: load average {load} on {cores} cores, at most {limit:g} is valid"
     )
+
+
+def power_reason(before: Mapping[str, Any], *, wanted: str | None) -> str | None:
+    """Say why a measurement in this power mode is invalid, or None; without a wish any mode will do."""
+    if wanted is None or before["power_mode"] == wanted:
+        return None
+    return f"the device was in power mode {before['power_mode']!r}, the target asks for {wanted!r}"
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], *, place: str = "the manifest") -> list[str]:
@@ -113,19 +126,19 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any], *, place: str
     ]
 
 
-def check_device(device: Mapping[str, Any], *, target: str, runtime: str) -> None:
+def check_device(device: Mapping[str, Any], *, target: Target) -> None:
     """Refuse to work under a fingerprint that is not this machine's own.
 
     Raises:
         EngineError: the fingerprint on file differs from the one taken now.
         RuntimeMissingError: the runtime is not installed.
     """
-    found = differences(fingerprint(target, runtime), device, place="the fingerprint on file")
+    found = differences(fingerprint(target), device, place="the fingerprint on file")
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         msg = (
-            f"target {target!r}: this device is not the one on file: {'; '.join(found[:3])}{more}; "
-            f"run `dvc repro -f probe@{target}` on the device"
+            f"target {target.name!r}: this device is not the one on file: {'; '.join(found[:3])}{more}; "
+            f"run `dvc repro -f probe@{target.name}` on the device"
         )
         raise EngineError(msg)
 
@@ -152,28 +165,20 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path) -> str | None:
-    """Return the stripped text of a system file, or None where the system has or shows no such file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
-    except OSError:
-        return None
-
-
 def _first_match(path: Path, pattern: str) -> str | None:
-    found = re.search(pattern, _read(path) or "", re.MULTILINE)
+    found = re.search(pattern, system_text(path) or "", re.MULTILINE)
     return found[1].strip() if found else None
 
 
-def _features() -> list[str]:
+def cpu_features() -> list[str]:
     """Return the known instruction sets, sorted; `Features` is Arm's spelling of `flags`."""
     flags = _first_match(CPUINFO, r"^(?:flags|Features)\s*:(.*)$") or ""
     return sorted(FEATURES.intersection(flags.split()))
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """Name the CPU; an Arm kernel gives numbers only, so a board's own name comes first there."""
-    named = _first_match(CPUINFO, r"^model name\s*:(.*)$") or _read(DEVICE_TREE_MODEL)
+    named = _first_match(CPUINFO, r"^model name\s*:(.*)$") or board()
     if named:
         return named
     implementer = _first_match(CPUINFO, r"^CPU implementer\s*:(.*)$")
@@ -185,8 +190,15 @@ def _cpu_model() -> str:
 
 def _machine_id() -> str | None:
     """Hash the machine's id with a salt: records are published, the id itself is not to be."""
-    text = _read(MACHINE_ID)
+    text = system_text(MACHINE_ID)
     return hashlib.sha256(SALT + text.encode()).hexdigest()[:16] if text else None
+
+
+def _cores() -> int:
+    """Count the cores there are, also those that a Jetson's power mode has switched off."""
+    if hasattr(os, "sysconf") and "SC_NPROCESSORS_CONF" in os.sysconf_names:
+        return max(1, os.sysconf("SC_NPROCESSORS_CONF"))
+    return os.cpu_count() or 1
 
 
 def _memory_gb() -> int | None:
@@ -194,16 +206,10 @@ def _memory_gb() -> int | None:
     return round(int(total) / 2**20) if total else None
 
 
-def _l4t() -> str | None:
-    """Return the Jetson's release, "36.4.3" for "# R36 (release), REVISION: 4.3, ..."."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", _read(TEGRA_RELEASE) or "")
-    return f"{found[1]}.{found[2]}" if found else None
-
-
 def _temperature() -> float | None:
     """Return the hottest thermal zone in degrees Celsius."""
     degrees = []
     for zone in THERMAL.glob("thermal_zone*/temp"):
         with contextlib.suppress(ValueError):
-            degrees.append(int(_read(zone) or "") / 1000)
+            degrees.append(int(system_text(zone) or "") / 1000)
     return round(max(degrees), 1) if degrees else None

@@ -3,9 +3,11 @@
 Nothing is loaded before the manifest fits: a foreign engine can crash the runtime instead of raising.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,31 @@ from deploy.device import differences
 from deploy.document import SCHEMA, Document, read_document
 from deploy.errors import EngineError
 from deploy.files import sha256_file, write_json
-from deploy.runtime import Engine
-from deploy.runtimes import get_runtime
-from deploy.target import PRECISIONS
+from deploy.runtime import Engine, Option, OptionValue, Placement, Settings
+from deploy.runtimes import RUNTIMES, get_runtime
+from deploy.target import Target
 
 MANIFEST = "manifest.json"
+# What runtimes call the types that a variant may ask for.
+TYPES = {
+    "bf16": {"bf16", "bfloat16"},
+    "fp16": {"f16", "fp16", "float16", "half"},
+    "int8": {"i8", "u8", "int8", "uint8"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of an engine; `device` is the whole fingerprint of the machine it was built on."""
+    """What is known of an engine.
+
+    Attributes:
+        key: identity of the engine, see `engine_key`.
+        threads, options: what the target asked for.
+        told: what the runtime was told, by its own names.
+        device: the whole fingerprint of the machine it was built on.
+        power_mode: the machine's when it was built; TensorRT chooses kernels by timing them.
+        placement: where its nodes ran when it was tested; {} before.
+    """
 
     target: str
     variant: str
@@ -31,12 +48,36 @@ class Manifest:
     runtime_version: str
     onnx_sha256: str
     bundle_variant: str
+    key: str
     engine_file: str
     engine_sha256: str
     engine_bytes: int
-    options: Mapping[str, Any]
+    threads: int
+    options: Mapping[str, OptionValue]
+    told: Mapping[str, Any]
     device: Mapping[str, Any]
+    power_mode: str | None
     build_seconds: float
+    placement: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        """How it was built, and must be loaded."""
+        return Settings(precision=self.precision, threads=self.threads, options=self.options)
+
+    def as_target(self) -> Target:
+        """Return as much of its target as a fingerprint takes."""
+        options = {name: self.options.get(name, option.default) for name, option in self._known().items()}
+        return Target(name=self.target, runtime=self.runtime, options=options, threads=self.threads)
+
+    def other_options(self) -> list[str]:
+        """Return one phrase for each option that another release of this package knew, or did not know yet."""
+        known = self._known()
+        unknown = [f"option {name!r} in the manifest, unknown here" for name in self.options if name not in known]
+        return unknown + [f"option {name!r} not in the manifest" for name in known if name not in self.options]
+
+    def _known(self) -> Mapping[str, Option]:
+        return get_runtime(self.runtime).OPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +87,57 @@ class LoadedEngine:
     manifest: Manifest
     engine: Engine
     load_seconds: float
+
+
+def engine_key(*, onnx_sha256: str, device: Mapping[str, Any], settings: Settings) -> str:
+    """Name an engine by all that decides what it is.
+
+    Args:
+        onnx_sha256: of the model.
+        device: the fingerprint, with the runtime and its version, and the driver or the Jetson's release.
+        settings: precision, threads and options.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    parts = {
+        "onnx_sha256": onnx_sha256,
+        "device": {key: value for key, value in device.items() if key != "target"},
+        "settings": [settings.precision, settings.threads, dict(settings.options)],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_placement(placement: Placement, settings: Settings, *, target: str, allow_fallback: bool, name: str) -> None:
+    """Refuse an engine that runs elsewhere, or in another precision, than its target says.
+
+    Args:
+        placement: what the runtime reports of the loaded engine.
+        settings: what was asked for.
+        target: the target's name.
+        allow_fallback: the target's.
+        name: of the variant.
+
+    Raises:
+        EngineError: it fell back, and the target does not allow that.
+    """
+    if allow_fallback:
+        return
+    total, strays = sum(placement.nodes.values()), placement.strays
+    remedy = f"take the variant out, or set `targets.{target}.allow_fallback` to true and the record will tell"
+    if strays:
+        where = ", ".join(f"{count} on {place}" for place, count in placement.nodes.items())
+        msg = (
+            f"engine {name!r}: {len(strays)} of {total} nodes do not run on {placement.asked} ({where}), first "
+            f"{', '.join(strays[:3])}; {remedy}"
+        )
+        raise EngineError(msg)
+    wanted = settings.precision.partition("_")[0]
+    found = {kind.lower() for kind in placement.precisions}
+    if wanted in TYPES and found and not found & TYPES[wanted]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in placement.precisions.items())
+        msg = f"engine {name!r}: none of its {total} nodes computes in {wanted} ({kinds}); {remedy}"
+        raise EngineError(msg)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -59,13 +151,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "runtime_version": manifest.runtime_version,
         "onnx_sha256": manifest.onnx_sha256,
         "bundle_variant": manifest.bundle_variant,
+        "key": manifest.key,
         "engine": {
             "file": manifest.engine_file,
             "sha256": manifest.engine_sha256,
             "bytes": manifest.engine_bytes,
         },
+        "threads": manifest.threads,
         "options": dict(manifest.options),
+        "told": dict(manifest.told),
+        "placement": dict(manifest.placement),
         "device": dict(manifest.device),
+        "power_mode": manifest.power_mode,
         "build_seconds": manifest.build_seconds,
     }
     write_json(folder / MANIFEST, content)
@@ -78,47 +175,52 @@ def read_manifest(folder: Path) -> Manifest:
         EngineError: the manifest is missing or faulty.
     """
     document = read_document(folder / MANIFEST, error=EngineError, remedy="build it with `dvc repro compile@<target>`")
+    runtime = document.choice("runtime", RUNTIMES)
+    power_mode = document.get("power_mode")
     return Manifest(
         target=document.text("target"),
         variant=document.text("variant"),
-        precision=document.choice("precision", PRECISIONS),
-        runtime=document.text("runtime"),
+        precision=document.choice("precision", tuple(get_runtime(runtime).EXPORTED_AS)),
+        runtime=runtime,
         runtime_version=document.text("runtime_version"),
         onnx_sha256=document.text("onnx_sha256"),
         bundle_variant=document.text("bundle_variant"),
+        key=document.text("key"),
         engine_file=_engine_file(document),
         engine_sha256=document.text("engine.sha256"),
         engine_bytes=document.integer("engine.bytes"),
+        threads=document.integer("threads", minimum=0),
         options=document.mapping("options"),
+        told=document.mapping("told"),
+        placement=document.mapping("placement"),
         device=document.mapping("device"),
+        power_mode=None if power_mode is None else document.text("power_mode"),
         build_seconds=document.number("build_seconds"),
     )
 
 
-def load_engine(folder: Path, *, device: Mapping[str, Any], threads: int | None = None) -> LoadedEngine:
+def load_engine(folder: Path, *, device: Mapping[str, Any], target: Target | None = None) -> LoadedEngine:
     """Verify an engine, then load it.
 
     Args:
         folder: holds the engine and its manifest.
         device: the fingerprint taken now.
-        threads: what the target asks for; None takes what the engine was built with.
+        target: what asks for it now; None takes the engine as it was built.
 
     Raises:
         EngineError: the engine is missing, truncated or tampered with, was built on another device, with another
-            runtime version or number of threads, or the runtime refuses it.
+            runtime version, threads or options, or the runtime refuses it or falls back.
         RuntimeMissingError: its runtime is not installed.
     """
     manifest = read_manifest(folder)
-    verify_engine(folder, manifest, device=device, threads=threads)
+    verify_engine(folder, manifest, device=device, target=target)
     runtime = get_runtime(manifest.runtime)
     start = time.perf_counter()
-    engine = runtime.load(
-        folder / manifest.engine_file, precision=manifest.precision, threads=int(manifest.options.get("threads", 0))
-    )
+    engine = runtime.load(folder / manifest.engine_file, manifest.settings)
     return LoadedEngine(manifest=manifest, engine=engine, load_seconds=time.perf_counter() - start)
 
 
-def verify_engine(folder: Path, manifest: Manifest, *, device: Mapping[str, Any], threads: int | None = None) -> None:
+def verify_engine(folder: Path, manifest: Manifest, *, device: Mapping[str, Any], target: Target | None = None) -> None:
     """Compare an engine with its manifest, and the manifest with the device, without loading anything.
 
     Raises:
@@ -136,18 +238,27 @@ def verify_engine(folder: Path, manifest: Manifest, *, device: Mapping[str, Any]
     if faults:
         msg = f"engine {path}: {faults[0]}; {remedy}"
         raise EngineError(msg)
-    found = differences(device, manifest.device)
-    if manifest.runtime_version != device.get("runtime_version") and not found:
-        found = [
-            f"runtime_version {device.get('runtime_version')!r} here, {manifest.runtime_version!r} in the manifest"
-        ]
-    built_with = manifest.options.get("threads", 0)
-    if threads is not None and threads != built_with:
-        found.append(f"threads {threads!r} asked for, {built_with!r} in the manifest")
+    found = [*differences(device, manifest.device), *manifest.other_options(), *_other_settings(manifest, target)]
+    key = engine_key(onnx_sha256=manifest.onnx_sha256, device=manifest.device, settings=manifest.settings)
+    if manifest.runtime_version != manifest.device.get("runtime_version") or manifest.key != key:
+        found.append("the manifest does not fit itself: it was edited")
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         msg = f"engine {path}: built for another device or runtime: {'; '.join(found[:3])}{more}; {remedy}"
         raise EngineError(msg)
+
+
+def _other_settings(manifest: Manifest, target: Target | None) -> list[str]:
+    """Return one phrase for each setting that the target has changed since."""
+    if target is None:
+        return []
+    asked = {"threads": target.threads, **target.options}
+    built = {"threads": manifest.threads, **manifest.options}
+    return [
+        f"{name} {asked.get(name)!r} asked for, {built.get(name)!r} in the manifest"
+        for name in asked
+        if asked.get(name) != built.get(name)
+    ]
 
 
 def _engine_file(document: Document) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,22 @@ def sha256_file(path: Path) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def system_text(path: Path) -> str | None:
+    """Return the stripped text of a file of the system, or None where the system has or shows no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t") or None
+    except OSError:
+        return None
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again; a new one of this process where the user has no home."""
+    given, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
+    if not given and not home:
+        return Path(tempfile.mkdtemp(prefix="slad-edge-"))
+    return (Path(given) if given else Path(str(home)) / ".cache") / "slad-edge"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

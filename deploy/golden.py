@@ -45,7 +45,7 @@ def check_golden(engine: Engine, bundle: Bundle, *, precision: str) -> GoldenChe
         msg = f"{bundle.folder}: bundle.json has no `golden.tolerance.{precision}`; {REMEDY}"
         raise BundleError(msg)
     inputs, expected = load_golden(bundle)
-    outputs = np.concatenate([engine(image[None]) for image in inputs])
+    outputs = np.concatenate([engine.run(image[None]) for image in inputs])
     if outputs.shape != expected.shape or not np.isfinite(outputs).all():
         msg = (
             f"{bundle.folder}: the {precision} engine should give finite outputs of shape {expected.shape}, "

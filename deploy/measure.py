@@ -11,18 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.accuracy import Classification, Score, Segmentation, evaluate
+from deploy.budget import judged
 from deploy.build import SKIPPED, bundle_of
 from deploy.bundle import Bundle
 from deploy.data import Item, Split, load_split
-from deploy.device import busy_reason, check_device, state
+from deploy.device import busy_reason, check_device, power_reason, state
 from deploy.document import SCHEMA, read_document
-from deploy.engine import LoadedEngine, load_engine
+from deploy.engine import LoadedEngine, check_placement, load_engine
 from deploy.errors import BundleError, EngineError, MeasureError, TargetError
 from deploy.files import sha256_file
 from deploy.golden import GoldenCheck, check_golden
+from deploy.isolated import peak_memory_mb
 from deploy.latency import measure_interleaved, summarise
 from deploy.preprocess import load_image, load_mask
 from deploy.record import write_record
+from deploy.runtime import Placement
 from deploy.target import Target, Variant, read_target
 
 PROFILES = ("standard", "quick")
@@ -58,6 +61,8 @@ class _Subject:
     bundle: Bundle
     loaded: LoadedEngine
     golden: GoldenCheck
+    placement: Placement
+    memory_mb: float | None
     score: Score
     logits: NDArray[np.float32]
 
@@ -101,7 +106,7 @@ def measure_target(
     """
     wanted = read_target(target, spec)
     _check_timing(timing)
-    check_device(device, target=target, runtime=wanted.runtime)
+    check_device(device, target=wanted)
     split = _test_split(data)
     skipped = _read_skipped(engines)
     before = state()
@@ -113,8 +118,11 @@ def measure_target(
     samples = _time(subjects, split, timing, on_progress=on_progress)
     record = {
         **_header(wanted, device=device, timing=timing),
-        **_circumstances(before, device=device, profile=timing.profile),
-        "variants": {name: _describe(subject, samples[name]) for name, subject in subjects.items()},
+        **_circumstances(before, device=device, wanted=wanted, profile=timing.profile),
+        "budget": dict(wanted.budget),
+        "variants": judged(
+            {name: _describe(subject, samples[name]) for name, subject in subjects.items()}, wanted.budget
+        ),
         "skipped": skipped,
         "failed": failed,
     }
@@ -144,6 +152,10 @@ def _check_timing(timing: Timing) -> None:
     if timing.profile not in PROFILES:
         msg = f"`measure.profile` should be one of {', '.join(PROFILES)}, got {timing.profile!r}"
         raise TargetError(msg)
+    for name, value in (("seconds", timing.seconds), ("warmup_seconds", timing.warmup_seconds)):
+        if not 0 <= value < math.inf:
+            msg = f"`measure.{name}` should be a number of 0 or more, got {value!r}"
+            raise TargetError(msg)
     if timing.queries < 1:
         msg = f"`measure.queries` should be 1 or more, got {timing.queries!r}"
         raise TargetError(msg)
@@ -180,10 +192,12 @@ def _prepare(
             continue
         on_progress(f"{wanted.name}/{variant.name}: accuracy on {len(split.items)} images")
         try:
-            bundle = bundle_of(variant, target=wanted.name, onnx_root=onnx_root)
+            bundle = bundle_of(variant, target=wanted, onnx_root=onnx_root)
             _check_fit(bundle, split)
-            loaded = load_engine(engines / variant.name, device=device, threads=wanted.threads)
-            subjects[variant.name] = _examine(variant, bundle, loaded, split, on_progress=on_progress)
+            loaded = load_engine(engines / variant.name, device=device, target=wanted)
+            subjects[variant.name] = _examine(
+                variant, bundle, loaded, split, wanted=wanted, engines=engines, on_progress=on_progress
+            )
         except (EngineError, BundleError, TargetError) as error:
             failed[variant.name] = str(error)
             on_progress(f"{wanted.name}/{variant.name}: failed, {error}")
@@ -191,12 +205,20 @@ def _prepare(
 
 
 def _examine(
-    variant: Variant, bundle: Bundle, loaded: LoadedEngine, split: Split, *, on_progress: Progress
+    variant: Variant,
+    bundle: Bundle,
+    loaded: LoadedEngine,
+    split: Split,
+    *,
+    wanted: Target,
+    engines: Path,
+    on_progress: Progress,
 ) -> _Subject:
     """Run the golden check and the whole test split on a loaded engine.
 
     Raises:
-        EngineError: the engine was built from another model or in another precision, or fails the golden check.
+        EngineError: the engine was built from another model or in another precision, fails the golden check, or runs
+            elsewhere than the target asks.
     """
     manifest = loaded.manifest
     remedy = f"build it again with `dvc repro compile@{manifest.target}`"
@@ -213,6 +235,10 @@ def _examine(
             f"at most {golden.tolerance:g} allowed; {remedy}"
         )
         raise EngineError(msg)
+    placement = loaded.engine.placement()
+    check_placement(
+        placement, manifest.settings, target=wanted.name, allow_fallback=wanted.allow_fallback, name=variant.name
+    )
     score: Score = Segmentation(split.labels, ignore=split.ignore) if split.masked else Classification()
     logits = evaluate(
         loaded.engine,
@@ -222,7 +248,12 @@ def _examine(
         keep=kept_places(len(split.items), bundle.output_shape),
         on_progress=on_progress,
     )
-    return _Subject(variant, bundle, loaded, golden, score, logits)
+    memory = None
+    # It takes a process of its own, and what a device holds for it is not the process's.
+    if "memory_mb" in wanted.budget and placement.asked.startswith("CPU"):
+        path = engines / variant.name / manifest.engine_file
+        memory = peak_memory_mb(manifest.runtime, path, manifest.settings, shape=bundle.input_shape)
+    return _Subject(variant, bundle, loaded, golden, placement, memory, score, logits)
 
 
 def kept_places(count: int, output_shape: tuple[int, ...]) -> list[int]:
@@ -287,7 +318,7 @@ def _time(
     least = f"at least {timing.queries} queries and {timing.seconds:g} s each"
     on_progress(f"latency: {', '.join(subjects)}, {least}")
     callables = {
-        name: functools.partial(subject.loaded.engine, _load_item(split.items[0], bundle=subject.bundle)[0][None])
+        name: functools.partial(subject.loaded.engine.run, _load_item(split.items[0], bundle=subject.bundle)[0][None])
         for name, subject in subjects.items()
     }
     return measure_interleaved(
@@ -300,11 +331,13 @@ def _time(
     )
 
 
-def _circumstances(before: Mapping[str, Any], *, device: Mapping[str, Any], profile: str) -> dict[str, Any]:
+def _circumstances(
+    before: Mapping[str, Any], *, device: Mapping[str, Any], wanted: Target, profile: str
+) -> dict[str, Any]:
     """Return what the record says of the device's state around the run, and whether the run is valid."""
     reasons = ["profile 'quick' is for development"] if profile == "quick" else []
-    busy = busy_reason(before, cores=device["cpu"]["cores"])
-    reasons += [busy] if busy else []
+    found = (busy_reason(before, cores=device["cpu"]["cores"]), power_reason(before, wanted=wanted.power_mode))
+    reasons += [reason for reason in found if reason]
     return {"state": {"before": before, "after": state()}, "valid": not reasons, "invalid_reasons": reasons}
 
 
@@ -337,4 +370,7 @@ def _describe(subject: _Subject, samples: list[int]) -> dict[str, Any]:
         "seconds": round(sum(samples) / 1e9, 4),
         "load_seconds": round(subject.loaded.load_seconds, 4),
         "golden": subject.golden.as_dict(),
+        "engine_key": manifest.key,
+        "placement": subject.placement.as_dict(),
+        "memory_mb": subject.memory_mb,
     }

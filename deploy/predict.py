@@ -55,23 +55,23 @@ def open_engine(bundle: Path, engine: Path) -> tuple[Bundle, Engine]:
             f"{model.onnx_sha256[:12]}; name the bundle {manifest.bundle_variant!r}, or build the engine again"
         )
         raise EngineError(msg)
-    return model, load_engine(engine, device=fingerprint(manifest.target, manifest.runtime)).engine
+    return model, load_engine(engine, device=fingerprint(manifest.as_target())).engine
 
 
-def classify(images: Sequence[Path], model: Bundle, run: Engine) -> Iterator[Prediction]:
+def classify(images: Sequence[Path], model: Bundle, engine: Engine) -> Iterator[Prediction]:
     """Yield one prediction per image, in order.
 
     Raises:
         ImageError: an image cannot be decoded.
     """
     for path in images:
-        logits = run(load_image(path, model.preprocess)[None])[0].astype(np.float64)
+        logits = engine.run(load_image(path, model.preprocess)[None])[0].astype(np.float64)
         odds = np.exp(logits - logits.max())
         best = int(odds.argmax())
         yield Prediction(path, model.labels[best], float(odds[best] / odds.sum()))
 
 
-def segment(images: Sequence[Path], model: Bundle, run: Engine) -> Iterator[Segments]:
+def segment(images: Sequence[Path], model: Bundle, engine: Engine) -> Iterator[Segments]:
     """Yield the mask of each image, in order.
 
     Raises:
@@ -79,7 +79,7 @@ def segment(images: Sequence[Path], model: Bundle, run: Engine) -> Iterator[Segm
     """
     for path in images:
         image = decode_image(path)
-        mask = run(prepare_image(image, model.preprocess)[None])[0].argmax(axis=0).astype(np.uint8)
+        mask = engine.run(prepare_image(image, model.preprocess)[None])[0].argmax(axis=0).astype(np.uint8)
         counts = np.bincount(mask.ravel(), minlength=len(model.labels))
         shares = dict(zip(model.labels, (counts / mask.size).tolist(), strict=True))
         yield Segments(path, unfit_mask(mask, image.size, model.preprocess), shares)

@@ -2,18 +2,25 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.errors import TargetError
-from deploy.runtimes import RUNTIMES
+from deploy.runtime import Option, OptionValue, Settings
+from deploy.runtimes import RUNTIMES, get_runtime
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8_bf16")
-
-# The precision a model must have been exported in to run in the one a variant asks for.
-EXPORTED_AS = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp16", "int8": "int8", "int8_bf16": "int8"}
-
-FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEYS = ("runtime", "host", "options", "threads", "variants", "allow_fallback", "build_limit_s", "power_mode", "budget")
+BUILD_LIMIT_S = 3600
+BUDGETS = {
+    "latency_ms": "most milliseconds of the percentile",
+    "percentile": "of latency, 50, 90 or 99",
+    "accuracy_drop": "most points below the target's own fp32 engine",
+    "size_mb": "most megabytes of the engine's file",
+    "memory_mb": "most megabytes of a process that loads the engine and runs it once",
+    "energy_mj": "most millijoules of an inference; measured nowhere yet, so never kept",
+}
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,8 @@ class Variant:
     Attributes:
         name: folder of the engine.
         onnx: folder of its bundle.
-        precision: what the engine computes in; "int8_bf16" is INT8 with the layers that are not quantised in bf16,
-            which are in fp32 else.
+        precision: what the engine computes in; "int8_bf16" is INT8 with the layers that are not quantised in bf16, and
+            "int8_fp16" in FP16, which are in FP32 else.
     """
 
     name: str
@@ -32,14 +39,37 @@ class Variant:
     precision: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """A checked target; `threads` 0 leaves the number to the runtime."""
+    """A checked target.
+
+    Attributes:
+        name: its key in params.yaml.
+        runtime: one of `deploy.runtimes.RUNTIMES`.
+        host: "user@machine" where it is another machine, None for this one.
+        options: all of the runtime's options.
+        threads: of the CPU; 0 leaves the number to the runtime.
+        variants: the engines.
+        allow_fallback: whether nodes may run elsewhere than the options ask.
+        build_limit_s: seconds after which the build of one engine is ended.
+        power_mode: the only one in which a measurement is valid; None accepts any.
+        budget: limits that an engine must keep to be chosen, by the names of `BUDGETS`.
+    """
 
     name: str
     runtime: str
-    threads: int
-    variants: tuple[Variant, ...]
+    host: str | None = None
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    threads: int = 0
+    variants: tuple[Variant, ...] = ()
+    allow_fallback: bool = False
+    build_limit_s: int = BUILD_LIMIT_S
+    power_mode: str | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    def settings(self, precision: str) -> Settings:
+        """Return how an engine of this target is built in a precision."""
+        return Settings(precision=precision, threads=self.threads, options=self.options)
 
 
 def read_target(name: str, spec: Mapping[str, Any]) -> Target:
@@ -47,36 +77,110 @@ def read_target(name: str, spec: Mapping[str, Any]) -> Target:
 
     Args:
         name: of the target, for dotted keys in messages.
-        spec: `runtime`, `threads` (optional) and `variants`, each with `onnx` and `precision`.
+        spec: `runtime` and `variants`, each with `onnx` and `precision`; the other keys of `KEYS` where wanted.
 
     Raises:
         TargetError: a key is unknown or missing, or a value is wrong.
     """
     place = f"targets.{name}"
     _check_name(name, place)
-    _check_keys(spec, place, known=("runtime", "threads", "variants"), needed=("runtime", "variants"))
-    runtime, threads, variants = spec["runtime"], spec.get("threads", 0), spec["variants"]
-    if runtime not in RUNTIMES:
-        msg = f"`{place}.runtime` {runtime!r} is unknown; known ones: {', '.join(RUNTIMES)}"
+    _check_keys(spec, place, known=KEYS, needed=("runtime", "variants"))
+    if spec["runtime"] not in RUNTIMES:
+        msg = f"`{place}.runtime` {spec['runtime']!r} is unknown; known ones: {', '.join(RUNTIMES)}"
         raise TargetError(msg)
-    if type(threads) is not int or threads < 0:
-        msg = f"`{place}.threads` should be an integer of 0 (the runtime's choice) or more, got {threads!r}"
-        raise TargetError(msg)
+    variants = spec["variants"]
     if not isinstance(variants, Mapping) or not variants:
         msg = f"`{place}.variants` should name at least one variant, got {variants!r}"
         raise TargetError(msg)
-    read = tuple(_read_variant(key, value, f"{place}.variants.{key}") for key, value in variants.items())
-    return Target(name=name, runtime=runtime, threads=threads, variants=read)
+    precisions = tuple(get_runtime(spec["runtime"]).EXPORTED_AS)
+    return Target(
+        name=name,
+        runtime=spec["runtime"],
+        host=_text(spec.get("host"), f"{place}.host"),
+        options=read_options(spec["runtime"], _or_nothing(spec.get("options")), place=f"{place}.options"),
+        threads=_count(spec.get("threads", 0), f"{place}.threads", least=0, zero=" (the runtime's choice)"),
+        variants=tuple(
+            _read_variant(key, value, f"{place}.variants.{key}", precisions) for key, value in variants.items()
+        ),
+        allow_fallback=_switch(spec.get("allow_fallback", False), f"{place}.allow_fallback"),
+        build_limit_s=_count(spec.get("build_limit_s", BUILD_LIMIT_S), f"{place}.build_limit_s", least=1),
+        power_mode=_text(spec.get("power_mode"), f"{place}.power_mode"),
+        budget=_read_budget(_or_nothing(spec.get("budget")), f"{place}.budget"),
+    )
 
 
-def _read_variant(name: str, spec: Any, place: str) -> Variant:
+def read_options(runtime: str, given: Any, *, place: str) -> dict[str, OptionValue]:
+    """Check a runtime's options and fill in those that are not given.
+
+    Args:
+        runtime: one of `RUNTIMES`.
+        given: the options that are set.
+        place: dotted key of `given`, for messages.
+
+    Raises:
+        TargetError: an option is unknown, or has a wrong value.
+    """
+    known = get_runtime(runtime).OPTIONS
+    _check_keys(given, place, known=tuple(known), needed=())
+    for name, (other, values) in ((name, known[name].only_with or ("", ())) for name in given):
+        chosen = given.get(other, known[other].default) if other else None
+        if other and chosen not in values and given[name] != known[name].default:
+            msg = f"`{place}.{name}` {given[name]!r} has no effect with `{other}` {chosen!r}; take it out"
+            raise TargetError(msg)
+    return {
+        name: _read_option(given.get(name, option.default), option, f"{place}.{name}") for name, option in known.items()
+    }
+
+
+def _read_option(value: Any, option: Option, place: str) -> OptionValue:
+    if value is None and option.default is None:
+        return None
+    if isinstance(option.default, bool):
+        return _switch(value, place)
+    if isinstance(option.default, str):
+        wanted = f"one of {', '.join(option.choices)}" if option.choices else f"like {option.default}"
+        fits = isinstance(value, str) and (
+            value in option.choices if option.choices else re.fullmatch(option.pattern, value)
+        )
+        if not fits:
+            msg = f"`{place}` ({option.meaning}) should be {wanted}, got {value!r}"
+            raise TargetError(msg)
+        return str(value)
+    number = _count(value, place, least=option.least, zero=f" ({option.meaning})")
+    if option.most is not None and number > option.most:
+        msg = f"`{place}` ({option.meaning}) should be {option.most} or less, got {value!r}"
+        raise TargetError(msg)
+    return number
+
+
+def _read_variant(name: str, spec: Any, place: str, precisions: tuple[str, ...]) -> Variant:
     _check_name(name, place)
+    if name.endswith(".json"):  # the folder of engines has files of such names
+        msg = f"`{place}` should not end with .json; give the variant another name"
+        raise TargetError(msg)
     _check_keys(spec, place, known=("onnx", "precision"), needed=("onnx", "precision"))
     _check_name(spec["onnx"], f"{place}.onnx")
-    if spec["precision"] not in PRECISIONS:
-        msg = f"`{place}.precision` should be one of {', '.join(PRECISIONS)}, got {spec['precision']!r}"
+    if spec["precision"] not in precisions:
+        msg = f"`{place}.precision` should be one of {', '.join(precisions)}, got {spec['precision']!r}"
         raise TargetError(msg)
     return Variant(name=name, onnx=spec["onnx"], precision=spec["precision"])
+
+
+def _read_budget(spec: Any, place: str) -> dict[str, float]:
+    _check_keys(spec, place, known=tuple(BUDGETS), needed=())
+    for key, value in spec.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            msg = f"`{place}.{key}` ({BUDGETS[key]}) should be a number of 0 or more, got {value!r}"
+            raise TargetError(msg)
+    percentile = spec.get("percentile", PERCENTILES[0])
+    if ("latency_ms" in spec) != ("percentile" in spec) or type(percentile) is not int or percentile not in PERCENTILES:
+        msg = f"`{place}` should give latency_ms and percentile (50, 90 or 99) together, got {dict(spec)!r}"
+        raise TargetError(msg)
+    return dict(spec)
+
+
+def _or_nothing(spec: Any) -> Any:
+    return {} if spec is None else spec
 
 
 def _check_keys(spec: Any, place: str, *, known: tuple[str, ...], needed: tuple[str, ...]) -> None:
@@ -94,5 +198,26 @@ def _check_keys(spec: Any, place: str, *, known: tuple[str, ...], needed: tuple[
 def _check_name(name: Any, place: str) -> None:
     """Accept names that stay one folder on every system."""
     if not isinstance(name, str) or not FOLDER_NAME.fullmatch(name):
-        msg = f"`{place}` should be a plain name of letters, digits, '.', '_' and '-', got {name!r}"
+        msg = f"`{place}` should be a plain name of at most 64 letters, digits, '.', '_' and '-', got {name!r}"
         raise TargetError(msg)
+
+
+def _text(value: Any, place: str) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        msg = f"`{place}` should be a text or absent, got {value!r}"
+        raise TargetError(msg)
+    return value
+
+
+def _count(value: Any, place: str, *, least: int, zero: str = "") -> int:
+    if type(value) is not int or value < least:
+        msg = f"`{place}` should be an integer of {least}{zero} or more, got {value!r}"
+        raise TargetError(msg)
+    return value
+
+
+def _switch(value: Any, place: str) -> bool:
+    if not isinstance(value, bool):
+        msg = f"`{place}` should be true or false, got {value!r}"
+        raise TargetError(msg)
+    return value

@@ -1,5 +1,6 @@
 """The command `slad`: composes parameters and runs the pipeline."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,10 @@ TARGET = typer.Option(
     "--target",
     help="tensorrt10, tensorrt11, openvino or onnxruntime; may be repeated, or several with commas; default: all.",
 )
-PRECISION = typer.Option("--precision", help="What the file claims to be: int8, fp16 or fp32.")
+PRECISION = typer.Option("--precision", help="What the file claims to be: int8, int8_fp16, fp16 or fp32.")
+TARGETS = typer.Option("--target", help="May be repeated; default: all targets of params.yaml.")
+SECTION = typer.Argument(help="A target of params.yaml, or a file of configs/target/.", metavar="TARGET")
+JSON = typer.Option("--json", help="Print JSON.")
 RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -87,6 +91,21 @@ def lint(
     run(lambda: _lint(model, [name for given in target or [] for name in given.split(",")], precision))
 
 
+@app.command()
+def doctor(*, target: Annotated[list[str] | None, TARGETS] = None, as_json: Annotated[bool, JSON] = False) -> None:
+    """Say what this machine is, what works on it really, and what of each target will not work, and why.
+
+    Exits with 7 where a target will not work, and with 8 where only its runtime is missing.
+    """
+    run(lambda: _doctor(target or [], as_json=as_json))
+
+
+@app.command()
+def spec(target: Annotated[str, SECTION]) -> None:
+    """Print a target's section as JSON, for --spec of `python -m deploy` on a device."""
+    run(lambda: _print_spec(target))
+
+
 def _own(images: Path | None) -> list[str]:
     """The overrides that stand for --images."""
     from pipeline.base.compose import quoted
@@ -100,18 +119,49 @@ def _own(images: Path | None) -> list[str]:
 
 
 def _sync(overrides: list[str], *, reset: bool) -> None:
+    import yaml
+
     from deploy.files import write_text
     from pipeline.base.compose import compose_params, joined_overrides, recorded_overrides, to_yaml
+    from pipeline.base.params import Params, validate
     from pipeline.parts.sources.listing import existing
+    from stages.targets import check_targets
 
     earlier = [] if reset else recorded_overrides(PARAMS)
     composed = compose_params(CONFIGS, joined_overrides(earlier, overrides))
+    text = to_yaml(composed)
+    check_targets(validate(yaml.safe_load(text), Params, source=f"{CONFIGS}/"))
     source, path = composed.prepare.source, composed.prepare.path
     if path is not None and source != "named":  # timm's sources may have to be fetched first
         existing(Path(path), source=source)  # else DVC would only call it missing, after params.yaml has changed
-    text = to_yaml(composed)
     if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
         write_text(PARAMS, text)
+
+
+def _doctor(targets: list[str], *, as_json: bool) -> None:
+    from platformdirs import user_cache_path
+
+    from deploy.doctor import check_targets, examine
+    from deploy.doctor_text import to_text
+    from pipeline.base.compose import target_section, target_sections
+
+    names = targets or list(target_sections(PARAMS))
+    report = examine(
+        {name: target_section(name, params=PARAMS, configs=CONFIGS) for name in names},
+        folders=[Path("artifacts"), Path(".dvc/cache"), user_cache_path("slad-edge")],
+        on_progress=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(json.dumps(report, indent=2) + "\n" if as_json else to_text(report), nl=False)
+    check_targets(report)
+
+
+def _print_spec(target: str) -> None:
+    from deploy.target import read_target
+    from pipeline.base.compose import target_section
+
+    section = target_section(target, params=PARAMS, configs=CONFIGS)
+    read_target(target, section)
+    typer.echo(json.dumps(section, indent=2))
 
 
 def _print_table() -> None:

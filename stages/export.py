@@ -34,6 +34,7 @@ def main() -> None:
             opset=params.export.opset,
             tolerance=params.export.tolerance,
             golden_count=params.export.golden_count,
+            program=params.export.program,
             params=args.params,
             load=Load.by(load_image, load_mask, preprocess=recipe),
         )

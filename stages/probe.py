@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deploy.device import fingerprint
 from deploy.files import write_json
+from deploy.target import read_target
 from pipeline.base.params import TargetStage, read_target_params
 from stages.boundary import run
 
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     spec = read_target_params(args.params, TargetStage, args.target)[1]
-    write_json(args.output, fingerprint(args.target, spec.runtime))
+    write_json(args.output, fingerprint(read_target(args.target, spec.model_dump())))
 
 
 if __name__ == "__main__":

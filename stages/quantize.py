@@ -46,7 +46,7 @@ def _recipe(chosen: QuantizeVariant) -> Recipe:
     if chosen.precision == "fp16":
         return Recipe(int8=None)
     how = Int8(layers=chosen.layers, smooth_quant=chosen.smooth_quant, bias_correction=chosen.bias_correction)
-    return Recipe(int8=how, search=chosen.search)
+    return Recipe(int8=how, search=chosen.search, rest=chosen.rest)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,37 @@ def compose_params(configs: Path, overrides: Sequence[str]) -> DictConfig:
     return composed
 
 
+def target_section(target: str, *, params: Path, configs: Path) -> dict[str, Any]:
+    """Returns a target's section: of `params.yaml`, else of its own file in `configs/target/`.
+
+    Raises:
+        ParamsError: neither has it, or its file cannot be composed.
+    """
+    chosen = target_sections(params)
+    if target in chosen:
+        return dict(chosen[target])
+    files = {file.stem for file in (configs / "target").glob("*.yaml")}
+    if target not in files:
+        msg = (
+            f"no target {target!r} in {str(params)!r} or {str(configs / 'target')!r}; there are "
+            f"{', '.join(sorted({*chosen, *files})) or 'none: run this in the folder of the project'}"
+        )
+        raise ParamsError(msg)
+    try:
+        with initialize_config_dir(str(configs.resolve()), version_base=None):
+            section = compose(config_name=f"target/{target}").target
+        content: dict[str, Any] = OmegaConf.to_container(section, resolve=True)  # type: ignore[assignment]
+    except (HydraException, OmegaConfBaseException) as error:
+        msg = f"{configs / 'target' / target}.yaml cannot be composed: {' '.join(str(error).split())}"
+        raise ParamsError(msg) from error
+    return content
+
+
+def target_sections(params: Path) -> dict[str, Any]:
+    """Returns the sections of all targets of `params.yaml`; {} where there is no such file."""
+    return dict(read_yaml(params).get("targets") or {}) if params.is_file() else {}
+
+
 def quoted(value: str) -> str:
     """Quotes a value for Hydra's grammar: paths hold blanks, commas and quotes."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")

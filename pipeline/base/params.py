@@ -11,7 +11,6 @@ from pipeline.base.errors import ParamsError
 from pipeline.base.methods import METHODS, DistillParams
 from pipeline.base.sections import (
     EXPORTED,
-    MADE_OF,
     QUANTISED,
     TASKS,
     AugmentParams,
@@ -131,23 +130,20 @@ class Params(
 
     @model_validator(mode="after")
     def _has_what_targets_name(self) -> Self:
-        made = {EXPORTED: EXPORTED} | {name: variant.precision for name, variant in self.quantize.variants.items()}
         for target, spec in self.targets.items():
             for name, engine in spec.variants.items():
-                place = f"`targets.{target}.variants.{name}"
-                if engine.onnx not in made:
+                if engine.onnx not in self.made:
                     msg = (
-                        f"{place}.onnx` is {engine.onnx!r}, but `quantize.variants` makes {', '.join(made)}; "
-                        f"add it with +variant@quantize.variants.{engine.onnx}={engine.onnx}"
-                    )
-                    raise ValueError(msg)
-                if made[engine.onnx] != MADE_OF[engine.precision]:
-                    msg = (
-                        f"{place}.precision` is {engine.precision!r}, which takes a file in "
-                        f"{MADE_OF[engine.precision]}, but {engine.onnx!r} is in {made[engine.onnx]}; name another"
+                        f"`targets.{target}.variants.{name}.onnx` is {engine.onnx!r}, but `quantize.variants` makes "
+                        f"{', '.join(self.made)}; add it with +variant@quantize.variants.{engine.onnx}={engine.onnx}"
                     )
                     raise ValueError(msg)
         return self
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The precision of each file that export and quantize make, by its name."""
+        return {EXPORTED: EXPORTED} | {name: variant.made for name, variant in self.quantize.variants.items()}
 
 
 UNIONS = {

@@ -163,12 +163,18 @@ class ExportParams(Section):
     opset: Annotated[int, Field(ge=17, le=20)]
     tolerance: Positive
     golden_count: Count
+    program: bool
 
 
 class HalfVariant(Section):
     """The exported network in FP16."""
 
     precision: Literal["fp16"]
+
+    @property
+    def made(self) -> str:
+        """Precision of the file."""
+        return self.precision
 
 
 class Int8Variant(Section):
@@ -179,11 +185,15 @@ class Int8Variant(Section):
     smooth_quant: Annotated[float, Field(ge=0, le=1)] | None
     bias_correction: Literal["none", "fast", "accurate"]
     search: bool
+    rest: Literal["fp32", "fp16"]  # what is not quantised
+
+    @property
+    def made(self) -> str:
+        """Precision of the file."""
+        return self.precision if self.rest == "fp32" else f"{self.precision}_{self.rest}"
 
 
 EXPORTED = "fp32"
-MADE_OF = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp16", "int8": "int8", "int8_bf16": "int8"}
-"""The precision a file must have so that an engine can compute in another."""
 QUANTISED = ("fp16", "int8")
 QuantizeVariant = Annotated[HalfVariant | Int8Variant, Field(discriminator="precision")]
 
@@ -207,15 +217,21 @@ class TargetVariant(Section):
     """One engine of a target."""
 
     onnx: str
-    precision: Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
+    precision: str
 
 
 class TargetParams(Section):
-    """A device and what is built for it."""
+    """A device and what is built for it; what its runtime knows is checked by `deploy.target`, before anything runs."""
 
-    runtime: Literal["openvino", "onnxruntime"]
-    threads: Annotated[int, Field(ge=0)]
+    runtime: str
+    host: str | None = None
+    options: dict[str, str | int | bool | None] = Field(default_factory=dict)
+    threads: Annotated[int, Field(ge=0)] = 0
     variants: Annotated[dict[str, TargetVariant], Field(min_length=1)]
+    allow_fallback: bool = False
+    build_limit_s: Count = 3600
+    power_mode: str | None = None
+    budget: dict[str, float | int] = Field(default_factory=dict)
 
 
 class MeasureParams(Section):

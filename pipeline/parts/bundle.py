@@ -18,7 +18,7 @@ MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 # Largest error relative to the largest golden logit, by the precision an engine computes in. bf16 keeps 8 bits of
 # mantissa, fp16 11, and int8 engines round differently by runtime; a wrong engine is off by about 1.
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01, "int8": 0.1, "int8_bf16": 0.1}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01, "int8": 0.1, "int8_bf16": 0.1, "int8_fp16": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,14 @@ def save_onnx(model: onnx.ModelProto, folder: Path) -> Path:
     return path
 
 
-def write_bundle(folder: Path, info: BundleInfo, *, golden: NDArray[np.float32]) -> None:
+def write_bundle(folder: Path, info: BundleInfo, *, golden: NDArray[np.float32], program: str | None = None) -> None:
     """Adds `golden.npz` and `bundle.json` to a folder that holds `model.onnx`.
 
     Args:
         folder: the bundle.
         info: what it says about its network.
         golden: preprocessed images of shape (count, 3, height, width); the file's own answers to them are stored.
+        program: name of a file in `folder` that holds the same network as torch.export saved it, where there is one.
     """
     run = onnx_function(folder / MODEL)
     outputs = np.concatenate([run(image[None]) for image in golden])
@@ -83,8 +84,9 @@ def write_bundle(folder: Path, info: BundleInfo, *, golden: NDArray[np.float32])
         "preprocess": dict(info.preprocess),
         "labels": list(info.labels),
         "onnx": MODEL,
+        **({"program": program} if program else {}),
         "golden": {"file": GOLDEN, "count": len(golden), "tolerance": TOLERANCE},
-        "files": {name: _file(folder / name) for name in (MODEL, GOLDEN)},
+        "files": {name: _file(folder / name) for name in (MODEL, GOLDEN, *([program] if program else []))},
         "lineage": dict(info.lineage),
     }
     (folder / "bundle.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

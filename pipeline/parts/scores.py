@@ -1,7 +1,7 @@
 """How well answers fit what is true: accuracy of classes, mean intersection over union of masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,3 +137,17 @@ def _mean_iou(shares: NDArray[np.float64], sets: Sequence[NDArray[np.int64]]) ->
 def score_of(index: Index) -> Score:
     """Returns what a data set's answers are judged by."""
     return MeanIoU(index.labels) if index.masked else Accuracy()
+
+
+def scored(index: Index, logits: Iterable[NDArray[Any]], targets: Iterable[NDArray[np.int64]]) -> Score:
+    """Judges answers one image at a time.
+
+    Args:
+        index: of the data set.
+        logits: of shape (classes, ...), one image each.
+        targets: what is true of each image.
+    """
+    score = score_of(index)
+    for one, target in zip(logits, targets, strict=True):
+        score.add(one.argmax(0)[None], target[None])
+    return score

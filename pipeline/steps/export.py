@@ -1,4 +1,7 @@
-"""Export: one ONNX file of fixed batch 1, LayerNormalization kept as one operator, equal to the merged student."""
+"""Export: one ONNX file of fixed batch 1, LayerNormalization kept as one operator, equal to the merged student.
+
+Where it is wanted, the same network is written as torch.export saves it too, and is held equal to the ONNX file.
+"""
 
 import ast
 import hashlib
@@ -22,6 +25,7 @@ from pipeline.parts.index import Index, Load, Loaded, Targets, evenly, kept_plac
 from pipeline.parts.models import ModelSpec, load_merged
 from pipeline.parts.predict import torch_logits
 from pipeline.parts.predict_onnx import onnx_logits
+from pipeline.parts.program import PROGRAM, program_logits, save_program
 from pipeline.parts.scores import score_of
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # key of the exporter's note on where a node comes from
@@ -37,6 +41,7 @@ def export(
     opset: int,
     tolerance: float,
     golden_count: int,
+    program: bool,
     params: Path,
     load: Load,
 ) -> Parity:
@@ -51,28 +56,34 @@ def export(
         opset: of the ONNX file; 17 or later keeps LayerNormalization one operator.
         tolerance: largest difference of a logit allowed between torch and ONNX Runtime.
         golden_count: number of golden inputs, at most: their answers take no more than 64 MiB.
+        program: whether to write `program.pt2`, and `program_parity.json`, too.
         params: `params.yaml`, whose hash is recorded.
         load: decodes and preprocesses one file.
 
     Raises:
         ModelError: the graph decomposes LayerNormalization.
-        ParityError: the ONNX file answers differently.
+        ParityError: the ONNX file, or the program, answers differently.
     """
     index, root = read_index(data)
     validation = index.parts["validation"]
     images = Loaded(root, validation, load=load.image)
     model, names = load_merged(merged, "student", student)
-    graph = to_onnx(model, torch.from_numpy(images[:1]), opset=opset)
+    image = torch.from_numpy(images[:1])
+    graph = to_onnx(model, image, opset=opset)
     _check_layer_norms(graph, model)
     path = save_onnx(graph, output)
-    parity = compare(
-        ("merged", torch_logits(model, images)),
-        ("onnx", onnx_logits(path, images)),
+    checked = partial(
+        compare,
         targets=Targets(root, validation, load=load.mask, ignore=index.ignore),
         score=partial(score_of, index),
         tolerance=tolerance,
     )
+    parity = checked(("merged", torch_logits(model, images)), ("onnx", onnx_logits(path, images)))
     parity.write(output / "parity.json")
+    if program:
+        saved = save_program(model, image, output)
+        same = checked(("onnx", onnx_logits(path, images)), ("program", program_logits(saved, images)))
+        same.write(output / "program_parity.json")
     lineage = _lineage(params, index)
     info = BundleInfo(
         name=student.model, variant="fp32", precision="fp32", preprocess=preprocess, labels=names, lineage=lineage
@@ -80,7 +91,7 @@ def export(
     shape = [dimension.dim_value for dimension in graph.graph.output[0].type.tensor_type.shape.dim]
     count = min(golden_count, len(kept_places(len(validation), shape)))
     chosen = Loaded(root, validation[evenly(len(validation), count)], load=load.image)
-    write_bundle(output, info, golden=chosen[:])
+    write_bundle(output, info, golden=chosen[:], program=PROGRAM if program else None)
     return parity
 
 

@@ -24,7 +24,7 @@ from pipeline.parts.index import Index, Items, Load, Loaded, Targets, evenly, ke
 from pipeline.parts.models import RANDOM, ModelSpec, build_model, load_merged, save_merged
 from pipeline.parts.network import Network
 from pipeline.parts.predict import Logits, torch_logits
-from pipeline.parts.scores import score_of
+from pipeline.parts.scores import score_of, scored
 
 SAVED_TOLERANCE = 0.02  # training may have run in bf16 or on a GPU
 MOST_IMAGES = 64  # to measure for INT8; each network sees them twice
@@ -122,9 +122,7 @@ class _Data:
         return self.compare(*ends, items=items, tolerance=tolerance)
 
     def score(self, model: Network, items: Items) -> dict[str, Any]:
-        score = score_of(self.index)
-        for logits, target in zip(self.logits(model, items), self.targets(items), strict=True):
-            score.add(logits.argmax(0)[None], target[None])
+        score = scored(self.index, self.logits(model, items), self.targets(items))
         found: dict[str, Any] = {"test_accuracy_percent": round(score.percent(), 3)}
         each = score.per_class_percent()
         if each:

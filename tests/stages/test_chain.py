@@ -83,6 +83,7 @@ def _all_outputs(project, capsys, monkeypatch):
     return project.snapshot()
 
 
+@pytest.mark.slow
 def test_the_same_engines_give_the_same_accuracy(project, capsys, monkeypatch):
     def accuracies():
         record = json.loads((project.root / "reports/cpu-openvino.json").read_text())

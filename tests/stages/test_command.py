@@ -1,5 +1,6 @@
 """The command `slad`, as far as it runs no stage."""
 
+import json
 import shutil
 
 import pytest
@@ -72,3 +73,32 @@ def test_a_recorded_override_stays_until_it_is_reset(slad, tmp_path):
     assert refused.exit_code == 2
     assert slad("sync", "--reset", "method=finetune_kd").exit_code == 0
     assert yaml.safe_load((tmp_path / "params.yaml").read_text())["overrides"] == ["method=finetune_kd"]
+
+
+def test_doctor_and_spec_of_a_target_that_is_only_a_file(slad, tmp_path):
+    printed = slad("spec", "cpu-onnxruntime")
+    assert printed.exit_code == 0
+    section = json.loads(printed.stdout)
+    assert section == yaml.safe_load((tmp_path / "configs/target/cpu-onnxruntime.yaml").read_text())
+    section["options"] = {"provider": "openvino"}
+    (tmp_path / "configs/target/mine.yaml").write_text(yaml.safe_dump(section))
+    examined = slad("doctor", "--target", "mine", "--target", "cpu-onnxruntime", "--json")
+    assert examined.exit_code == 7
+    verdicts = {name: each["verdict"] for name, each in json.loads(examined.stdout)["targets"].items()}
+    assert verdicts == {"mine": "will not work", "cpu-onnxruntime": "will work"}
+    for refused in (("doctor", "--target", "yours"), ("spec", "yours")):
+        assert slad(*refused).exit_code == 2
+
+
+def test_the_section_of_params_yaml_comes_first(slad, tmp_path):
+    assert slad("sync", "targets.cpu-onnxruntime.threads=3").exit_code == 0
+    assert json.loads(slad("spec", "cpu-onnxruntime").stdout)["threads"] == 3
+    examined = slad("doctor")
+    assert (examined.exit_code, examined.stdout.count("will work")) == (0, 2)
+    assert "Target cpu-onnxruntime" in examined.stdout
+
+
+def test_every_target_has_a_section_to_copy(slad):
+    for file in (ROOT / "configs/target").glob("*.yaml"):
+        done = slad("spec", file.stem)
+        assert json.loads(done.stdout)["variants"], file

@@ -31,7 +31,9 @@ def test_a_device_needs_no_host_package(finished, tmp_path, runtime):
         return done.stdout
 
     here = ("--target", target, "--device", "device.json", "--spec", "spec.json", "--onnx", onnx)
-    deploy("fingerprint", "--target", target, "--runtime", runtime, "--output", "device.json")
+    asked = ("--target", target, "--spec", "spec.json")
+    assert "verdict" in deploy("doctor", *asked)
+    deploy("fingerprint", *asked, "--output", "device.json")
     deploy("build", *here, "--output", "engines")
     measuring = (
         "--queries",

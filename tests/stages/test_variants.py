@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pipeline.base.compose import compose_params
+from pipeline.steps.quantize.lint_file import lint_file
 from tests.stages.conftest import ROOT
 
 
@@ -71,6 +72,31 @@ def test_two_runs_of_a_variant_write_the_same_bytes(project, composed, capsys, m
         written.append({path: snapshot[path] for path in snapshot if "int8_auto" in path or "fp16" in path})
     assert len(written[0]) == 10
     assert written[0] == written[1]
+
+
+@pytest.mark.slow
+def test_int8_with_an_fp16_rest_is_made_checked_and_reported(project, capsys, monkeypatch):
+    """No CPU target computes in it: it is made here and runs on a GPU, and the report names it among the variants."""
+    names = ["int8_fp16", "int8_full_fp16"]
+    overrides = [f"+variant@quantize.variants.{name}={name}" for name in names]
+    adopt(project, compose_params(ROOT / "configs", overrides), variants=["int8", *names])
+    written = []
+    for _ in range(2):
+        for name in names:
+            assert project.run(f"quantize@{name}", capsys, monkeypatch).code == 0
+        snapshot = project.snapshot()
+        written.append({path: snapshot[path] for path in snapshot if "_fp16/" in path})
+    assert len(written[0]) == 10
+    assert written[0] == written[1]
+    said = []
+    for name in names:
+        folder = project.root / "artifacts/onnx" / name
+        lint_file(folder / "model.onnx", targets=(), precision=None, say=said.append)
+        assert json.loads((folder / "parity.json").read_text())["relative_error"] < 0.1
+    assert [line.rpartition(", ")[2] for line in said] == ["precision int8_fp16"] * 2
+    assert project.run("report", capsys, monkeypatch).code == 0
+    page = (project.root / "reports/report.html").read_text()
+    assert all(f'<th scope="row">{name}</th><td>int8_fp16</td>' in page for name in names)
 
 
 def test_a_budget_that_is_not_met_stops_the_stage_and_keeps_what_was_there(project, composed, capsys, monkeypatch):

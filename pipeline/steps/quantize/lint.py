@@ -10,8 +10,8 @@ from pipeline.base.errors import ModelError, ParamsError
 from pipeline.steps.quantize import rules
 from pipeline.steps.quantize.external import external_faults
 from pipeline.steps.quantize.graph import DEQUANTIZE, QUANTIZE, STANDARD, View, views
-from pipeline.steps.quantize.patterns import element_types, half_quantised, overflows, squares_of_norms
-from pipeline.steps.quantize.quantizers import quantizer_faults
+from pipeline.steps.quantize.patterns import element_types, half_quantised, in_fp32, overflows, squares_of_norms
+from pipeline.steps.quantize.quantizers import SCALES_OPSET, cast_faults, quantizer_faults, scale_type_fault
 from pipeline.steps.quantize.rules import PRECISIONS, TARGETS, Finding, Rule
 
 __all__ = ["TARGETS", "Finding", "Rule", "check", "count_quantizers", "lint"]
@@ -28,7 +28,7 @@ def lint(
         model: with or without its external data loaded.
         targets: those asked about, of `TARGETS`. Every rule holds for all of them; the findings say whose runtime
             rejects what.
-        precision: what the file claims to be: "int8", "fp16", "fp32"; None: nothing.
+        precision: what the file claims to be: "int8", "int8_fp16" (the rest is typed FP16), "fp16", "fp32"; None: none.
         folder: of the model's file; external data is looked for there, and scales and zero points are read from it
             only when all of it lies there.
 
@@ -89,8 +89,8 @@ def _graph_faults(
 ) -> Iterator[tuple[Rule, str, str]]:
     graphs = views(model, folder)
     opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 1)
-    operators = [node.op for view in graphs for node in view.nodes]
-    if precision == "int8" and QUANTIZE not in operators:
+    operators = {node.op for view in graphs for node in view.nodes}
+    if precision in ("int8", "int8_fp16") and QUANTIZE not in operators:
         yield rules.NO_QUANTIZER, f"graph {model.graph.name!r}", "it claims INT8 and holds no QuantizeLinear node"
     for view in graphs:
         for node in view.nodes:
@@ -99,15 +99,27 @@ def _graph_faults(
                     yield rule, node.label, fault
         for where, fault in half_quantised(view):
             yield rules.ATTENTION, where, fault
-    yield from _norm_faults(model, graphs, precision)
+    yield from _type_faults(model, graphs, precision, opset)
 
 
-def _norm_faults(
-    model: onnx.ModelProto, graphs: Sequence[View], precision: str | None
+def _type_faults(
+    model: onnx.ModelProto, graphs: Sequence[View], precision: str | None, opset: int
 ) -> Iterator[tuple[Rule, str, str]]:
+    """What the types of tensors tell; they are found only where they matter, as that takes a copy of the model."""
     squares = [square for view in graphs for square in squares_of_norms(view)]
-    types = element_types(model) if squares else {}  # takes a copy of the model
+    quantizers = [(view, node) for view in graphs for node in view.nodes if node.op in {QUANTIZE, DEQUANTIZE}]
+    types = element_types(model) if squares or quantizers or precision == "int8_fp16" else {}
     for square in squares:
         fault = overflows(square, types, precision)
         if fault is not None:
             yield rules.NORM, square.label, fault
+    for view, node in quantizers:
+        fault = scale_type_fault(node, types) if opset >= SCALES_OPSET else None  # before, scales are FP32 alone
+        if fault is not None:
+            yield rules.SCALE_TYPE, node.label, fault
+        for fault in cast_faults(view, node):
+            yield rules.CAST, node.label, fault
+    if precision == "int8_fp16":
+        for view in graphs:
+            for where, fault in in_fp32(view, types):
+                yield rules.REST, where, fault

@@ -1,4 +1,4 @@
-"""The rules on groups of nodes: attention that is half quantised, normalisations that overflow FP16."""
+"""The rules on groups of nodes: attention that is half quantised, normalisations and what else is of the wrong type."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,8 @@ LAYOUT = {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"
 SCORES = LAYOUT | {"Add", "Cast", "Clip", "Div", "Max", "Min", "Mul", "Sub", "Tanh", "Where", QUANTIZE, DEQUANTIZE}
 # What lies between the softmax and its product with V.
 WEIGHTS = LAYOUT | {"Cast", "Dropout", QUANTIZE, DEQUANTIZE}
-FLOAT16 = onnx.TensorProto.FLOAT16
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+MULTIPLIERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def half_quantised(view: View) -> Iterator[tuple[str, str]]:
@@ -123,3 +124,12 @@ def overflows(square: Node, types: dict[str, int], precision: str | None) -> str
     if precision == "fp16" and FLOAT16 not in types.values():
         return "squares in a normalisation of single operators, in a file that is to run in FP16"
     return None
+
+
+def in_fp32(view: View, types: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Yields the nodes of an INT8 file, said to be FP16 else, that multiply or scale in FP32, and what was found."""
+    for node in view.nodes:
+        if node.op in MULTIPLIERS and types.get(node.outputs[0]) == FLOAT:
+            yield node.label, "it computes in FP32"
+        elif node.op in {QUANTIZE, DEQUANTIZE} and types.get(node.input(1)) == FLOAT:
+            yield node.label, "its scale is FP32"

@@ -1,17 +1,19 @@
-"""The rules on single quantisers: type, zero point, scale, axis and opset."""
+"""The rules on single quantisers: type, zero point, scale, axis, opset, and what stands behind them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from pipeline.steps.quantize import rules
 from pipeline.steps.quantize.graph import DEQUANTIZE, QUANTIZE, STANDARD, Node, View
+from pipeline.steps.quantize.patterns import LAYOUT, MULTIPLIERS
 from pipeline.steps.quantize.rules import Rule
 
 INT8, INT32 = onnx.TensorProto.INT8, onnx.TensorProto.INT32
 UNSIGNED = ("UINT2", "UINT4", "UINT8", "UINT16")
 HALF = {onnx.TensorProto.FLOAT16: "FP16", onnx.TensorProto.BFLOAT16: "BF16"}
+SCALES_OPSET = 19  # the first with FP16 scales
 # The opset that first knows an attribute of either operator.
 SINCE = {
     QUANTIZE: {"axis": 13, "saturate": 19, "block_size": 21, "output_dtype": 21, "precision": 23},
@@ -156,13 +158,41 @@ def _opset_faults(view: View, node: Node, opset: int) -> Faults:
     needs = [(number, f"attribute `{key}`") for key, number in SINCE[node.op].items() if key in node.attributes]
     scale = view.constants.get(node.input(1))
     if scale is not None and scale.data_type in HALF:
-        needs.append((19, f"{HALF[scale.data_type]} scale"))
+        needs.append((SCALES_OPSET, f"{HALF[scale.data_type]} scale"))
     if scale is not None and _size(tuple(scale.dims)) > 1:
         needs.append((13, "one scale per channel"))
     broken = [need for need in needs if need[0] > opset]
     if broken:
         number, what = max(broken)
         yield rules.OPSET, f"{what} needs opset {number}, the file declares {opset}"
+
+
+def scale_type_fault(node: Node, types: Mapping[str, int]) -> str | None:
+    """Says how the type of a scale differs from that of the data; None where it does not, or one is not known."""
+    data = node.input(0) if node.op == QUANTIZE else next(iter(node.outputs))
+    found, wanted = types.get(node.input(1), 0), types.get(data, 0)
+    if found == wanted or not found or not wanted:
+        return None
+    name = onnx.TensorProto.DataType.Name
+    return f"scale is {name(found)}, its data {name(wanted)}"
+
+
+def cast_faults(view: View, node: Node) -> Iterator[str]:
+    """Yields what is found of nodes that multiply with what a DequantizeLinear gives behind a Cast."""
+    if node.op == DEQUANTIZE:
+        for cast in _behind(view, node.outputs[0]):
+            for user in _behind(view, cast.outputs[0]) if cast.op == "Cast" else ():
+                if user.op in MULTIPLIERS:
+                    yield f"{cast.label} stands between it and {user.label}"
+
+
+def _behind(view: View, name: str) -> Iterator[Node]:
+    """Yields the readers of a tensor, going on over operators that only move numbers."""
+    for user in view.users.get(name, ()):
+        if user.op in LAYOUT:
+            yield from _behind(view, user.outputs[0])
+        else:
+            yield user
 
 
 def shape_of(view: View, name: str) -> tuple[int, ...] | None:

@@ -7,11 +7,12 @@ runtimes do not take a file that breaks the rule; the others would run it.
 from dataclasses import dataclass
 
 TARGETS = ("tensorrt10", "tensorrt11", "openvino", "onnxruntime")
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "int8_fp16", "fp16", "fp32")
 
 _TENSORRT = ("tensorrt10", "tensorrt11")
 _TYPES = "NVIDIA TensorRT documentation, Working with Quantized Types"
 _OPERATOR = "NVIDIA TensorRT operators reference, Quantize and Dequantize"
+_TYPED = "NVIDIA TensorRT documentation, Strongly Typed Networks"
 _RERUN = "let `slad repro` write the file"
 
 
@@ -158,6 +159,29 @@ OPSET = Rule(
     source="ONNX operators changelog: per axis since 13, FP16 scales since 19, block_size and output_dtype since 21",
     fix="set `export.opset` to the number named here, or more, and run `slad repro`",
     rejected_by=("onnxruntime", "openvino"),
+)
+SCALE_TYPE = Rule(
+    id="scale-type",
+    reason="a scale has the type of its data; the others that ONNX allows from opset 23 on are not run",
+    source=f"ONNX operators QuantizeLinear and DequantizeLinear; {_TYPED}; ONNX Runtime issue 32719",
+    fix=f"give data and scale one type by a Cast before the QuantizeLinear, or {_RERUN}",
+    rejected_by=TARGETS,
+)
+CAST = Rule(
+    id="cast-behind-dq",
+    reason="a DequantizeLinear is fused with the node that reads it; a Cast between them leaves floating point",
+    source=f"{_TYPES}; {_TYPED}",
+    fix=f"give the DequantizeLinear a scale of the type that the node computes in, or {_RERUN}",
+    rejected_by=_TENSORRT,
+    effect="not run in INT8",
+)
+REST = Rule(
+    id="fp32-rest",
+    reason="it takes every type from the file, so the rest is FP32: attention and all else that is not quantised",
+    source=_TYPED,
+    fix="set `rest` of this variant in `quantize.variants` to fp16, or do not claim int8_fp16",
+    rejected_by=_TENSORRT,
+    effect="run slowly",
 )
 NO_QUANTIZER = Rule(
     id="no-quantizer",

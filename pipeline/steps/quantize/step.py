@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nncf
 import numpy as np
@@ -14,9 +14,9 @@ from pipeline.base.parity import Parity, compare
 from pipeline.parts.bundle import MODEL, BundleInfo, read_bundle, save_onnx, write_bundle
 from pipeline.parts.index import Index, Load, Loaded, Targets, kept_places, read_index
 from pipeline.parts.predict_onnx import onnx_logits
-from pipeline.parts.scores import score_of
+from pipeline.parts.scores import score_of, scored
 from pipeline.steps.quantize.calibration import Calibration
-from pipeline.steps.quantize.half import check_range, to_fp16
+from pipeline.steps.quantize.half import REST_REMEDY, check_range, rest_to_fp16, to_fp16, with_half_scales
 from pipeline.steps.quantize.int8 import Int8, groups_in, not_quantised, to_int8
 from pipeline.steps.quantize.lint import TARGETS, check
 from pipeline.steps.quantize.search import fewest_left_out
@@ -31,16 +31,20 @@ class Recipe:
 
     Attributes:
         int8: how it is quantised; None for FP16.
-        search: whether groups of layers stay in FP32 until the accuracy budget is met.
+        search: whether groups of layers stay in floating point until the accuracy budget is met.
+        rest: what an INT8 network is typed where it is not quantised.
     """
 
     int8: Int8 | None
     search: bool = False
+    rest: Literal["fp32", "fp16"] = "fp32"
 
     @property
     def precision(self) -> str:
-        """Of the bundle: "fp16" or "int8"."""
-        return "fp16" if self.int8 is None else "int8"
+        """Of the bundle: "fp16", "int8" or "int8_fp16"."""
+        if self.int8 is None:
+            return "fp16"
+        return "int8" if self.rest == "fp32" else f"int8_{self.rest}"
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,7 @@ class _Judge:
         return Targets(self.root, self.index.parts["validation"], load=self.load.mask, ignore=self.index.ignore)
 
     def percent(self, model: Path | bytes) -> float:
-        score = score_of(self.index)
-        for logits, target in zip(onnx_logits(model, self.images), self.targets, strict=True):
-            score.add(logits.argmax(0)[None], target[None])
-        return score.percent()
+        return scored(self.index, onnx_logits(model, self.images), self.targets).percent()
 
     def parity(self, model: Path | bytes, variant: str) -> Parity:
         return compare(
@@ -109,7 +110,7 @@ def quantize(
 
     Raises:
         DataError: the calibration images cannot be used.
-        ModelError: the result is illegal on a target, or overflows in FP16.
+        ModelError: the result is illegal on a target, or leaves FP16's range.
         BudgetError: no network is within `max_drop`.
     """
     index, root = read_index(data)
@@ -126,7 +127,7 @@ def quantize(
         "schema": 1,
         "variant": variant,
         "precision": recipe.precision,
-        **({} if recipe.int8 is None else asdict(recipe.int8) | {"nncf": nncf.__version__}),
+        **({} if recipe.int8 is None else asdict(recipe.int8) | {"rest": recipe.rest, "nncf": nncf.__version__}),
         "targets": list(TARGETS),
         **made.record,
         **({} if recipe.int8 is None else {"not_quantised": not_quantised(made.model, exact, recipe.int8.layers)}),
@@ -151,13 +152,23 @@ def _make(model: onnx.ModelProto, recipe: Recipe, *, calibration: Calibration, j
     if recipe.int8 is None:
         half = to_fp16(model)
         return _Made(half, {"range": asdict(check_range(model, half, images=images))})
-    if not recipe.search:
-        return _Made(to_int8(model, recipe.int8, images=images), {"left_out": []})
-    return _searched(model, recipe.int8, calibration=calibration, judge=judge, max_drop=max_drop)
+    typed = recipe.rest == "fp16"
+    exact = with_half_scales(model) if typed else model
+    if recipe.search:
+        made = _searched(exact, recipe, recipe.int8, calibration=calibration, judge=judge, max_drop=max_drop)
+    else:
+        made = _Made(to_int8(exact, recipe.int8, images=images), {"left_out": []})
+    if not typed:
+        return made
+    half = rest_to_fp16(made.model)
+    reach = check_range(made.model, half, images=images, remedy=REST_REMEDY)
+    return _Made(half, made.record | {"range": asdict(reach)})
 
 
-def _searched(model: onnx.ModelProto, how: Int8, *, calibration: Calibration, judge: _Judge, max_drop: float) -> _Made:
-    """Leaves as few groups in FP32 as the budget asks for."""
+def _searched(
+    model: onnx.ModelProto, recipe: Recipe, how: Int8, *, calibration: Calibration, judge: _Judge, max_drop: float
+) -> _Made:
+    """Leaves as few groups in floating point as the budget asks for; the network that is made has an FP32 rest."""
     groups = groups_in(model, how.layers)
     shape = [dimension.dim_value for dimension in model.graph.output[0].type.tensor_type.shape.dim]
     ranked = sensitivities(model, groups, images=calibration.some(len(kept_places(RANKED_ON, shape))))
@@ -165,7 +176,8 @@ def _searched(model: onnx.ModelProto, how: Int8, *, calibration: Calibration, ju
 
     def evaluate(left_out: tuple[str, ...]) -> tuple[float, onnx.ModelProto]:
         made = to_int8(model, how, images=calibration.images, left_out=left_out)
-        return exact - judge.percent(made.SerializeToString()), made
+        judged = rest_to_fp16(made) if recipe.rest == "fp16" else made  # the budget is that of the file as written
+        return exact - judge.percent(judged.SerializeToString()), made
 
     made, left_out, tries = fewest_left_out(list(ranked), evaluate, max_drop=max_drop)
     record = {

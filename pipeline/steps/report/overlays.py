@@ -15,7 +15,7 @@ from pipeline.steps.report.chain import Logits, read_logits
 from pipeline.steps.report.records import Target
 
 COLOURS = ("#0072b2", "#c84e00", "#f0e442", "#a64d85", "#00805e", "#56b4e9", "#e69f00", "#4b5563")  # then again
-SHOWN = ("fp32", "int8")  # precisions
+SHOWN = ("fp32", "int8", "int8_fp16")  # precisions
 STRENGTH = 0.55  # of a colour over a picture
 WIDEST = 400  # pixels
 

@@ -108,11 +108,12 @@ def _notes(name: str, record: Json) -> list[str]:
         shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         notes.append(f"{name}: not quantised are {shown}")
     if record.get("tries"):
+        rest = record.get("rest", "fp32").upper()
         tries = ", ".join(f"{one['drop']:.2f} with {one['left_out']}" for one in record["tries"])
         left = figures.enumerate_words(record["left_out"]) if record["left_out"] else "no group"
         notes.append(
-            f"{name} may lose {figures.points(record['max_drop'])} on the validation split and leaves {left} in FP32; "
-            f"points lost in each try, with the number of groups left in FP32: {tries}"
+            f"{name} may lose {figures.points(record['max_drop'])} on the validation split and leaves {left} in "
+            f"{rest}; points lost in each try, with the number of groups left in {rest}: {tries}"
         )
     return notes
 

@@ -62,6 +62,8 @@ class Variant:
     accuracy: Accuracy
     latency: Latency
     golden_tolerance: float | None
+    over_budget: tuple[str, ...] = ()
+    placement: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,8 @@ def _variant(name: str, record: Json, *, source: Path) -> Variant:
         accuracy=_accuracy(record, source=source),
         latency=Latency(**latency),
         golden_tolerance=field(record, "golden.tolerance", float, source=source) if record.get("golden") else None,
+        over_budget=tuple(map(str, record.get("over_budget") or ())),
+        placement=record.get("placement") or {},
     )
 
 

@@ -1,7 +1,8 @@
 """Which variant to deploy on a target, and why, in plain English.
 
-The rule: of the variants that lose at most `max_drop_points` of accuracy against the reference, take the fastest by
-p90. Variants whose p90 intervals overlap are equally fast; of these the most accurate wins, then the smallest.
+The rule: of the variants that lose at most `max_drop_points` of accuracy against the reference, and keep the target's
+own budget, take the fastest by p90; where none keeps that budget, the fastest of the others is named, and why it will
+not do. Variants whose p90 intervals overlap are equally fast; of these the most accurate wins, then the smallest.
 
 Overlap alone is not transitive: a can overlap b and b overlap c while c is clearly slower than a. So a variant takes
 part in the tie only where no variant within the budget is clearly faster: its lower bound is at most the least upper
@@ -72,7 +73,8 @@ def judge(target: Target, *, max_drop_points: float, reference: str = "fp32") ->
     if base is None:
         raise DataError(_no_reference(target, reference))
     budget = Fraction(str(max_drop_points))  # the decimal as it was written, not its nearest double
-    within = [variant for variant in target.variants if base.accuracy.exact - variant.accuracy.exact <= budget]
+    accurate = [variant for variant in target.variants if base.accuracy.exact - variant.accuracy.exact <= budget]
+    within = [variant for variant in accurate if not variant.over_budget] or accurate
     tied = _fastest(within)
     best = min(tied, key=lambda v: (-v.accuracy.exact, v.engine_bytes, v.latency.p90, v.name))
     words = _words(target, base, best, within=within, tied=tied, max_drop_points=max_drop_points)
@@ -123,13 +125,14 @@ def _variant_verdicts(
     for variant in target.variants:
         gain = _gain(variant, base)
         status: Status
-        if variant is best:
-            status = "chosen"
-        elif variant not in within:
+        if variant.over_budget or variant not in within:
             status = "over budget"
+        elif variant is best:
+            status = "chosen"
         else:
             status = "equal" if variant in tied else "slower"
-        word = f"over budget ({figures.signed_points(gain)})" if status == "over budget" else status
+        over = "; ".join(variant.over_budget) or figures.signed_points(gain)
+        word = f"over budget ({over})" if status == "over budget" else status
         speedup = base.latency.p90 / variant.latency.p90
         verdicts.append(VariantVerdict(name=variant.name, status=status, word=word, points=gain, speedup=speedup))
     for status, names in _unmeasured(target).items():
@@ -157,7 +160,11 @@ def _words(
         ratio = figures.times(base.latency.p90 / best.latency.p90)
         reason = f"{ratio} as {base.name} ({_p90s(best, base)}) {_accuracy_words(best, base)}"
     advice = f"{best.name}: {reason}."
-    if target.valid:
+    if target.valid and best.over_budget:
+        advice = (
+            f"No variant keeps the budget of this target; the nearest is {best.name}, {'; '.join(best.over_budget)}."
+        )
+    elif target.valid:
         advice = f"Use {advice}"
     else:
         reasons = "; ".join(target.invalid_reasons) or "the record gives no reason"
@@ -172,8 +179,10 @@ def _why_reference(target: Target, base: Variant, rival: Variant, *, tied: Seque
         p90 = figures.milliseconds(base.latency.p90)
         return f"it is the only variant measured (p90 {p90}, {base.accuracy.metric} {found})"
     if rival is base:
-        lost = [f"{v.name} loses {figures.points(_gain(v, base))}" for v in target.variants if v is not base]
-        return f"no other variant is within {budget} ({figures.enumerate_words(lost)})"
+        others = [v for v in target.variants if v is not base]
+        lost = [f"{v.name} {'; '.join(v.over_budget) or 'loses ' + figures.points(_gain(v, base))}" for v in others]
+        limits = "the budgets" if any(v.over_budget for v in others) else budget
+        return f"no other variant is within {limits} ({figures.enumerate_words(lost)})"
     if rival in tied:
         return f"{rival.name} is not measurably faster ({_noise(rival, base)}), and {base.name} is {_edge(base, rival)}"
     ratio = figures.times(base.latency.p90 / rival.latency.p90)

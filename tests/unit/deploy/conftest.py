@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deploy.device import fingerprint
+from deploy.target import read_target
 
 SIDE, CLASSES = 16, 4
 LABELS = ["circle", "cross", "line", "square"]
@@ -223,7 +224,7 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def device(runtime: str) -> dict:
-    return fingerprint("here", runtime)
+    return fingerprint(read_target("here", target_spec(runtime)))
 
 
 @pytest.fixture
@@ -244,7 +245,7 @@ def built(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             target="here",
             spec=target_spec(name),
             onnx_root=pristine / "onnx",
-            device=fingerprint("here", name),
+            device=fingerprint(read_target("here", target_spec(name))),
             on_progress=lambda line: None,
         )
     return folders

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ def of_value(item):
 
 def through(engine, items, load=of_value, *, keep=None, on_progress=print, score=None):
     keep = range(len(items)) if keep is None else keep
-    return evaluate(engine, items, load, score=score or Classification(), keep=keep, on_progress=on_progress)
+    return evaluate(
+        SimpleNamespace(run=engine), items, load, score=score or Classification(), keep=keep, on_progress=on_progress
+    )
 
 
 def test_logits_are_stacked_in_order_from_batches_of_one():

@@ -1,12 +1,16 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from deploy import build as module
+from deploy import isolated
 from deploy.build import build_target
 from deploy.errors import EngineError, TargetError
 from deploy.runtimes import get_runtime
+from deploy.target import read_target
 
 
 @pytest.fixture
@@ -40,7 +44,9 @@ def test_every_variant_is_built_with_its_manifest(build, plant, runtime, spec_of
         assert manifest["engine"]["bytes"] == engine.stat().st_size
         assert manifest["onnx_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
         assert (manifest["variant"], manifest["precision"], manifest["bundle_variant"]) == (name, name, name)
-        assert (manifest["runtime"], manifest["device"], manifest["options"]["threads"]) == (runtime, device, 1)
+        assert (manifest["runtime"], manifest["device"], manifest["threads"]) == (runtime, device, 1)
+        assert sum(manifest["placement"]["nodes"].values()) >= 3
+        assert manifest["placement"]["strays"] == {"count": 0, "first": []}
         assert manifest["build_seconds"] >= 0
     assert [line.split(": ")[0] for line in lines] == ["here/fp32"] * 2 + ["here/int8"] * 2
     assert "built in" in lines[1]
@@ -48,14 +54,14 @@ def test_every_variant_is_built_with_its_manifest(build, plant, runtime, spec_of
 
 def test_bf16_is_built_or_skipped_by_name(build, runtime, spec_of):
     folder, _ = build(spec_of(runtime, fp32=("fp32", "fp32"), half=("fp32", "bf16")))
-    reason = get_runtime(runtime).supports("bf16")
+    reason = get_runtime(runtime).supports(read_target("t", spec_of(runtime)).settings("bf16"))
     assert listed_skips(folder) == ({"half": reason} if reason else {})
     assert (folder / "half").is_dir() == (reason is None)
 
 
 def test_variant_without_hardware_support_is_skipped_with_the_reason(build, runtime, spec_of, monkeypatch):
     module = get_runtime(runtime)
-    monkeypatch.setattr(module, "supports", lambda precision: "no VNNI" if precision == "int8" else None)
+    monkeypatch.setattr(module, "supports", lambda settings: "no VNNI" if settings.precision == "int8" else None)
     folder, lines = build(spec_of(runtime))
     assert listed_skips(folder) == {"int8": "no VNNI"}
     assert lines[-1] == "here/int8: skipped, no VNNI"
@@ -98,7 +104,7 @@ def test_model_the_runtime_refuses(build, bundle, runtime, spec_of, edit):
 
 @pytest.mark.parametrize(("onnx", "precision"), [("fp32", "int8"), ("int8", "fp32"), ("int8", "bf16")])
 def test_precision_must_fit_the_bundle(build, runtime, spec_of, onnx, precision, monkeypatch):
-    monkeypatch.setattr(get_runtime(runtime), "supports", lambda precision: None)
+    monkeypatch.setattr(get_runtime(runtime), "supports", lambda settings: None)
     with pytest.raises(EngineError, match=rf"`targets\.here\.variants\.v` asks for precision '{precision}'"):
         build(spec_of(runtime, v=(onnx, precision)))
 
@@ -115,3 +121,12 @@ def test_fingerprint_of_another_machine_is_refused(build, runtime, spec_of, devi
     with pytest.raises(EngineError, match=r"memory_gb .*; run `dvc repro -f probe@here`"):
         build(spec_of(runtime), device={**device, "memory_gb": 4096})
     assert not (tmp_path / "out").exists()
+
+
+def test_build_over_its_time_limit(build, runtime, spec_of, monkeypatch):
+    monkeypatch.setattr(isolated, "SAY_EVERY_S", 0.01)
+    limited = replace(read_target("here", spec_of(runtime, fp32=("fp32", "fp32"))), build_limit_s=0.05)
+    monkeypatch.setattr(module, "read_target", lambda name, spec: limited)
+    with pytest.raises(EngineError, match=r"the build was ended after 0\.05 s; raise `build_limit_s` of the target"):
+        build(spec_of(runtime))
+    assert any(": building, 0 s" in line for line in build.lines)

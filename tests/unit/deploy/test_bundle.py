@@ -1,4 +1,5 @@
 import hashlib
+import json
 import re
 
 import numpy as np
@@ -19,6 +20,36 @@ def test_bundle_is_read_whole(bundle):
     assert loaded.golden.tolerance == {"fp32": 0.001, "bf16": 0.05, "int8": 0.1}
     with pytest.raises(AttributeError):
         loaded.name = "other"
+
+
+def add_program(bundle, edit, *, listed=True) -> None:
+    content = b"stands for what torch.export writes"
+    (bundle / "program.pt2").write_bytes(content)
+    files = json.loads((bundle / "bundle.json").read_text())["files"]
+    if listed:
+        files["program.pt2"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    edit(bundle / "bundle.json", program="program.pt2", files=files)
+
+
+def test_program_is_a_file_of_the_bundle(bundle, edit):
+    assert load_bundle(bundle).program is None
+    add_program(bundle, edit)
+    assert load_bundle(bundle).program == bundle / "program.pt2"
+    edit(bundle / "bundle.json", program=None)
+    assert load_bundle(bundle).program is None
+
+
+def test_program_that_was_tampered_with_is_refused(bundle, edit):
+    add_program(bundle, edit)
+    (bundle / "program.pt2").write_bytes(b"stands for what torch.export wrote?")
+    with pytest.raises(BundleError, match=r"'program\.pt2' has sha256 "):
+        load_bundle(bundle)
+
+
+def test_program_that_is_not_listed_is_refused(bundle, edit):
+    add_program(bundle, edit, listed=False)
+    with pytest.raises(BundleError, match=r"`program` names 'program\.pt2', which `files` does not list"):
+        load_bundle(bundle)
 
 
 def test_golden_arrays_fit_the_model(bundle, onnx_reference):
@@ -102,6 +133,7 @@ def test_bundle_reached_through_a_link_is_fine(bundle, tmp_path):
         ({"preprocess__interpolation": "lanczos"}, "got 'lanczos'"),
         ({"golden__tolerance": {"fp32": 0}}, "`golden.tolerance.fp32` should be between 0 and 1"),
         ({"golden__file": "other.npz"}, "`golden.file` names 'other.npz', which `files` does not list"),
+        ({"program": 7}, "`program` should be a string that is not empty, got 7"),
         ({"files": {"model.onnx": None}}, "`files.model.onnx` should hold `sha256` and `bytes`"),
     ],
 )

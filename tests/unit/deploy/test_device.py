@@ -4,9 +4,12 @@ import os
 import pytest
 
 from deploy import device as module
+from deploy import nvidia
 from deploy.device import busy_reason, check_device, differences, fingerprint, read_fingerprint, state
 from deploy.errors import EngineError, RuntimeMissingError, TargetError
+from deploy.target import Target, read_options
 
+ORT = Target(name="t", runtime="onnxruntime", options=read_options("onnxruntime", {}, place="o"))
 X86 = """processor\t: 0
 model name\t: Intel(R) Xeon(R) Processor
 cpu MHz\t\t: 2599.990
@@ -22,20 +25,22 @@ CPU part\t: 0xd42
 @pytest.fixture
 def system(tmp_path, monkeypatch):
     """A system whose files a test writes itself; at first it has none."""
-    for name in ("CPUINFO", "MEMINFO", "MACHINE_ID", "TEGRA_RELEASE", "DEVICE_TREE_MODEL", "CPUFREQ", "THERMAL"):
+    for name in ("CPUINFO", "MEMINFO", "MACHINE_ID", "CPUFREQ", "THERMAL", "PLATFORM_PROFILE"):
         monkeypatch.setattr(module, name, tmp_path / name)
+    for name in ("TEGRA_RELEASE", "DEVICE_TREE_MODEL"):
+        monkeypatch.setattr(nvidia, name, tmp_path / name)
     return tmp_path
 
 
 def test_fingerprint_has_exactly_the_contracts_keys(device, runtime):
     assert list(device) == [
-        "schema", "target", "runtime", "runtime_version", "machine_id", "architecture", "system", "cpu", "memory_gb",
-        "l4t", "python", "bf16",
+        "schema", "target", "runtime", "runtime_version", "place", "machine_id", "architecture", "system", "cpu",
+        "memory_gb", "l4t", "python", "bf16",
     ]  # fmt: skip
     assert set(device["cpu"]) == {"model", "cores", "features"}
     assert (device["schema"], device["target"], device["runtime"]) == (1, "here", runtime)
     assert device["runtime_version"][0].isdigit()
-    assert fingerprint("here", runtime) == device
+    assert fingerprint(Target(name="here", runtime=runtime, options=read_options(runtime, {}, place="o"))) == device
     assert json.loads(json.dumps(device)) == device
 
 
@@ -43,7 +48,7 @@ def test_x86(system):
     (system / "CPUINFO").write_text(X86)
     (system / "MEMINFO").write_text("MemTotal:       24117248 kB\n")
     (system / "MACHINE_ID").write_text("abc\n")
-    found = fingerprint("t", "onnxruntime")
+    found = fingerprint(ORT)
     assert found["cpu"]["model"] == "Intel(R) Xeon(R) Processor"
     assert found["cpu"]["features"] == ["amx_bf16", "avx2", "avx512_vnni"]
     assert (found["memory_gb"], found["bf16"], found["l4t"]) == (23, True, None)
@@ -54,17 +59,17 @@ def test_x86(system):
 
 def test_arm_board(system):
     (system / "CPUINFO").write_text(ARM)
-    assert fingerprint("t", "onnxruntime")["cpu"]["model"] == "implementer 0x41 part 0xd42"
+    assert fingerprint(ORT)["cpu"]["model"] == "implementer 0x41 part 0xd42"
     (system / "DEVICE_TREE_MODEL").write_bytes(b"NVIDIA Jetson Orin Nano\0")
     (system / "TEGRA_RELEASE").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n")
-    found = fingerprint("t", "onnxruntime")
+    found = fingerprint(ORT)
     assert found["cpu"]["model"] == "NVIDIA Jetson Orin Nano"
     assert found["cpu"]["features"] == ["asimd", "asimddp"]
     assert (found["l4t"], found["bf16"]) == ("36.4.3", False)
 
 
 def test_system_without_any_of_the_files(system):
-    found = fingerprint("t", "onnxruntime")
+    found = fingerprint(ORT)
     assert (found["machine_id"], found["memory_gb"], found["l4t"], found["bf16"]) == (None, None, None, False)
     assert found["cpu"]["model"]
     assert found["cpu"]["features"] == []
@@ -108,10 +113,10 @@ def test_busy_is_more_than_one_and_a_half_per_core(load, busy):
 
 
 def test_check_device_refuses_another_machine(device, runtime):
-    check_device(device, target="here", runtime=runtime)
+    check_device(device, target=Target(name="here", runtime=runtime, options=read_options(runtime, {}, place="o")))
     other = {**device, "machine_id": "0" * 16, "l4t": "36.4", "python": "3.10.0", "memory_gb": 1}
     with pytest.raises(EngineError, match=r"machine_id .* and 1 more; run `dvc repro -f probe@here`"):
-        check_device(other, target="here", runtime=runtime)
+        check_device(other, target=Target(name="here", runtime=runtime, options=read_options(runtime, {}, place="o")))
 
 
 def test_fingerprint_file(device, tmp_path):
@@ -123,8 +128,8 @@ def test_fingerprint_file(device, tmp_path):
 
 
 def test_unknown_and_missing_runtime(monkeypatch):
-    with pytest.raises(TargetError, match="'tflite' is unknown; known ones: onnxruntime, openvino"):
-        fingerprint("t", "tflite")
+    with pytest.raises(TargetError, match="'tflite' is unknown; known ones: .*onnxruntime, openvino"):
+        fingerprint(Target(name="t", runtime="tflite"))
     monkeypatch.setitem(os.sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeMissingError):
-        fingerprint("t", "onnxruntime")
+        fingerprint(ORT)

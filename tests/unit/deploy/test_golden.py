@@ -12,7 +12,7 @@ class Replay:
     def __init__(self, bundle, change=lambda outputs: outputs) -> None:
         self.outputs = iter(change(load_golden(bundle)[1].copy()))
 
-    def __call__(self, image, /):
+    def run(self, image, /):
         return next(self.outputs)[None]
 
 

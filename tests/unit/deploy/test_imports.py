@@ -26,8 +26,9 @@ lazy = {"openvino", "onnxruntime"} & set(sys.modules)
 assert not lazy, f"imported before they are used: {lazy}"
 
 from deploy.device import fingerprint
+from deploy.target import read_target
 for runtime in ("openvino", "onnxruntime"):
-    fingerprint("t", runtime)
+    fingerprint(read_target("t", {"runtime": runtime, "variants": {"v": {"onnx": "fp32", "precision": "fp32"}}}))
 """
 
 

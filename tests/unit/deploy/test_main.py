@@ -7,6 +7,7 @@ import pytest
 from deploy import __main__ as module
 from deploy.__main__ import main
 from deploy.errors import BundleError
+from deploy.runtimes import RUNTIMES
 
 
 @pytest.fixture
@@ -15,6 +16,11 @@ def files(plant, device, runtime, spec_of, tmp_path):
     (tmp_path / "device.json").write_text(json.dumps(device))
     names = {"--spec": tmp_path / "spec.json", "--onnx": plant.onnx_root, "--device": tmp_path / "device.json"}
     return ["--target", "here", *(str(part) for pair in names.items() for part in pair)]
+
+
+@pytest.fixture
+def spec(files, tmp_path):
+    return ["--target", "here", "--spec", str(tmp_path / "spec.json")]
 
 
 def test_help_lists_every_command(capsys):
@@ -33,10 +39,8 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_the_whole_way(plant, runtime, files, tmp_path, capsys):
-    assert (
-        main(["fingerprint", "--target", "here", "--runtime", runtime, "--output", str(tmp_path / "device.json")]) == 0
-    )
+def test_the_whole_way(plant, files, spec, tmp_path, capsys):
+    assert main(["fingerprint", *spec, "--output", str(tmp_path / "device.json")]) == 0
     assert main(["build", *files, "--output", str(tmp_path / "compiled")]) == 0
     assert "here/int8: built in" in capsys.readouterr().err
     data = ["--data", str(plant.data), "--engines", str(tmp_path / "compiled")]
@@ -52,16 +56,28 @@ def test_the_whole_way(plant, runtime, files, tmp_path, capsys):
     assert all(line[1] in ("circle", "cross", "line", "square") and 0.25 <= float(line[2]) <= 1 for line in lines)
 
 
-def test_fingerprint_prints_json(capsys, runtime, device):
-    assert main(["fingerprint", "--target", "here", "--runtime", runtime]) == 0
+def test_fingerprint_prints_json(capsys, spec, device):
+    assert main(["fingerprint", *spec]) == 0
     assert json.loads(capsys.readouterr().out) == device
 
 
-def test_expected_error_is_one_line_with_its_code(capsys):
-    assert main(["fingerprint", "--target", "t", "--runtime", "tflite"]) == 2
+def test_expected_error_is_one_line_with_its_code(capsys, spec, tmp_path):
+    (tmp_path / "spec.json").write_text('{"runtime": "tflite", "variants": {}}')
+    assert main(["fingerprint", *spec]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == "error: runtime 'tflite' is unknown; known ones: onnxruntime, openvino\n"
+    assert shown.err == f"error: `targets.here.runtime` 'tflite' is unknown; known ones: {', '.join(RUNTIMES)}\n"
+
+
+def test_errors_name_the_commands_of_a_device(plant, engines, device, runtime, spec_of, tmp_path, capsys):
+    next((engines / "fp32").glob("engine.*")).write_bytes(b"cut")
+    arguments = ["--bundle", str(plant.onnx_root / "fp32"), "--engine", str(engines / "fp32"), "x.png"]
+    assert main(["predict", *arguments]) == 7
+    assert "; build it again with `python -m deploy build`" in capsys.readouterr().err
+    words = "run `dvc repro -f probe@here` on the device, see `slad doctor`"
+    assert (
+        module._on_a_device(words) == "run `python -m deploy fingerprint` on the device, see `python -m deploy doctor`"
+    )
 
 
 def test_debug_shows_the_error_itself(tmp_path):
@@ -97,7 +113,7 @@ def test_spec_that_cannot_be_read(files, tmp_path, capsys, content):
 
 
 def test_ctrl_c_and_system_errors(monkeypatch, capsys):
-    arguments = ["fingerprint", "--target", "t", "--runtime", "openvino"]
+    arguments = ["fingerprint", "--target", "t", "--spec", "spec.json"]
     for error, code in ((KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1)):
         monkeypatch.setattr(module, "_fingerprint", lambda options, error=error: (_ for _ in ()).throw(error))
         assert main(arguments) == code

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from deploy import measure as module
 from deploy.accuracy import Classification
 from deploy.bundle import load_bundle
 from deploy.data import load_split
+from deploy.engine import engine_key, load_engine, read_manifest, write_manifest
 from deploy.errors import EngineError, ImageError, MeasureError, TargetError
 from deploy.latency import summarise
 from deploy.measure import Timing, check_record, measure_target
 from deploy.preprocess import load_image
+from deploy.runtime import Placement
 from tests.unit.deploy.conftest import write_split
 
 
@@ -45,7 +48,7 @@ def test_record_has_exactly_the_contracts_keys(measure, device, runtime):
     record = measure()
     assert set(record) == {
         "schema", "target", "runtime", "runtime_version", "device", "state", "profile", "scenario",
-        "statistics_engine", "minimum", "valid", "invalid_reasons", "variants", "skipped", "failed",
+        "statistics_engine", "minimum", "valid", "invalid_reasons", "budget", "variants", "skipped", "failed",
     }  # fmt: skip
     assert (record["schema"], record["target"], record["runtime"]) == (1, "here", runtime)
     assert record["device"] == device
@@ -57,7 +60,7 @@ def test_record_has_exactly_the_contracts_keys(measure, device, runtime):
     for variant in record["variants"].values():
         assert set(variant) == {
             "precision", "engine_sha256", "onnx_sha256", "engine_bytes", "accuracy", "latency_ms", "queries", "seconds",
-            "load_seconds", "golden",
+            "load_seconds", "golden", "engine_key", "placement", "memory_mb", "over_budget",
         }  # fmt: skip
     assert json.loads((measure.output / "record.json").read_text()) == record
     check_record(record)
@@ -121,7 +124,15 @@ def test_busy_device_makes_the_run_invalid_in_words(measure, monkeypatch):
     assert "load average 999.0" in record["invalid_reasons"][0]
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"profile": "fast"}, "got 'fast'"), ({"queries": 0}, "got 0")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "fast"}, "got 'fast'"),
+        ({"queries": 0}, "got 0"),
+        ({"seconds": -1.0}, "`measure.seconds` should be a number of 0 or more, got -1.0"),
+        ({"warmup_seconds": float("nan")}, "`measure.warmup_seconds` should .* got nan"),
+    ],
+)
 def test_wrong_option(measure, changes, message):
     with pytest.raises(TargetError, match=message):
         measure(**changes)
@@ -153,9 +164,42 @@ def test_nothing_that_works_writes_no_record(measure, engines):
     assert list(measure.output.iterdir()) == []
 
 
-def test_engine_of_another_model_is_stale(measure, engines, edit):
-    edit(engines / "fp32" / "manifest.json", onnx_sha256="f" * 64)
+def test_engine_of_another_model_is_stale(measure, engines, device):
+    manifest = replace(read_manifest(engines / "fp32"), onnx_sha256="f" * 64)
+    key = engine_key(onnx_sha256="f" * 64, device=device, settings=manifest.settings)
+    write_manifest(engines / "fp32", replace(manifest, key=key))
     assert "is stale: built in fp32 from ONNX ffffffffffff" in measure()["failed"]["fp32"]
+
+
+def test_engine_that_has_fallen_back_since_it_was_built(measure, engines, monkeypatch):
+    fallen = Placement(asked="GPU", nodes={"CPU": 2}, strays=("a", "b"))
+
+    def load(folder, **options):
+        loaded = load_engine(folder, **options)
+        if folder.name == "int8":
+            monkeypatch.setattr(type(loaded.engine), "placement", lambda engine: fallen)
+        else:
+            loaded.engine.placement()
+        return loaded
+
+    monkeypatch.setattr(module, "load_engine", load)
+    assert "2 of 2 nodes do not run on GPU (2 on CPU), first a, b" in measure()["failed"]["int8"]
+
+
+def test_other_power_mode_makes_the_run_invalid(measure, monkeypatch, spec_of, runtime):
+    monkeypatch.setattr(device_module, "power_mode", lambda: "15W")
+    assert measure(spec={**spec_of(runtime), "power_mode": "15W"})["valid"]
+    record = measure(spec={**spec_of(runtime), "power_mode": "MAXN"})
+    assert record["invalid_reasons"] == ["the device was in power mode '15W', the target asks for 'MAXN'"]
+
+
+def test_budget_is_judged_on_what_was_measured(measure, spec_of, runtime):
+    budget = {"latency_ms": 0.000001, "percentile": 99, "size_mb": 1000, "memory_mb": 5}
+    record = measure(spec={**spec_of(runtime, fp32=("fp32", "fp32")), "budget": budget})
+    found = record["variants"]["fp32"]
+    assert record["budget"] == budget
+    assert 20 < found["memory_mb"] < 2000
+    assert [phrase.split(",")[1] for phrase in found["over_budget"]] == [" at most 1e-06 allowed", " at most 5 allowed"]
 
 
 def test_engine_that_fails_the_golden_check(measure, monkeypatch):

@@ -19,6 +19,7 @@ from deploy.device import fingerprint
 from deploy.errors import BundleError, MeasureError
 from deploy.measure import Timing, measure_target
 from deploy.preprocess import OUTSIDE, load_mask, unfit_mask
+from deploy.target import read_target
 from tests import tiny
 from tests.unit.deploy.conftest import LABELS, listing, reference, write_split
 
@@ -93,7 +94,7 @@ def masked(request, tmp_path, monkeypatch):
     save_segmenter(tmp_path / "onnx/fp32")
     save_pairs(tmp_path / "data")
     spec = {"runtime": request.param, "threads": 1, "variants": {"fp32": {"onnx": "fp32", "precision": "fp32"}}}
-    device = fingerprint("here", request.param)
+    device = fingerprint(read_target("here", spec))
     common = {"target": "here", "spec": spec, "onnx_root": tmp_path / "onnx", "device": device, "on_progress": print}
     for name in ("engines", "measured"):
         (tmp_path / name).mkdir()

@@ -20,6 +20,7 @@ CONFIGS = ROOT / "configs"
 # Those with an underscore are what others build on.
 FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if not file.name.startswith("_"))
 GROUPS = [(file.parent.name, file.stem) for file in FILES if file.parent != CONFIGS]
+FILES_OF_TARGETS = ["experiment=tensorrt", "export.program=true"]
 MASKS = ["data=folder_seg", "prepare.path=/images"]
 NEEDED = {"named": ("prepare.name=hfds/user/name",), "segmentation": MASKS} | dict.fromkeys(
     ("folder", "split_folders", "list", "folder_seg"), ("prepare.path=/images",)
@@ -43,7 +44,8 @@ def test_every_config_composes_to_valid_parameters(group, name):
         "experiment": f"experiment={name}",
         "foundation": f"foundation@foundations.grey32={name}",
     }
-    composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *NEEDED.get(name, [])])
+    needed = FILES_OF_TARGETS if group == "target" else NEEDED.get(name, ())
+    composed = compose_params(CONFIGS, [choice.get(group, f"{group}={name}"), *needed])
     assert composed.seed == 0
 
 

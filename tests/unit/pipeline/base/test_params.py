@@ -62,11 +62,12 @@ def test_the_committed_parameters_are_valid():
         ({"foundations.grey32.images": "photos"}, "`foundations.grey32.images` is 'photos'"),
         ({"foundations.grey32.student.schedule.epochs": 0}, "`foundations.grey32.student.schedule.epochs` is 0"),
         ({"student.image_size": None}, "`student.image_size` is missing"),
-        ({"targets.cpu-openvino.runtime": "tflite"}, "`targets.cpu-openvino.runtime` is 'tflite'"),
+        ({"targets.cpu-openvino.runtime": 3}, "`targets.cpu-openvino.runtime` is 3"),
         ({"quantize.max_drop": -0.1}, "`quantize.max_drop` is -0.1"),
         ({"quantize.variants.int8.layers": "most"}, "`quantize.variants.int8.layers` is 'most'"),
         ({"quantize.variants.int8.smooth_quant": 2}, "`quantize.variants.int8.smooth_quant` is 2"),
         ({"quantize.variants.int8.attention": True}, "`quantize.variants.int8.attention` is no known key"),
+        ({"quantize.variants.int8.rest": "bf16"}, "`quantize.variants.int8.rest` is 'bf16'"),
         ({"quantize.variants.int8.search": None}, "`quantize.variants.int8.search` is missing"),
         (
             {"quantize.variants.int8.precision": "int4"},

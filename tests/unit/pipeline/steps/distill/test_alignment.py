@@ -80,7 +80,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case != "cnn" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_the_record_has_a_row_for_each_layer(tmp_path, untested, pretrained, case):
     method, changes, layers = CASES[case]
     pair = specs(pretrained, case) | {role: make(pretrained) for role, make in changes.items()}

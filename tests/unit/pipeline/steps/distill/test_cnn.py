@@ -49,7 +49,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize(
+    "case", [case if case == "finetune_kd" else pytest.param(case, marks=pytest.mark.slow) for case in TRAINED]
+)
 def test_a_cnn_is_trained_and_merged(tmp_path, tested, untested, pretrained, case):
     pair = specs(pretrained, case) | {"student": cnn(pretrained)}
     train(tmp_path / "out", untested, TRAINED[case], pair)

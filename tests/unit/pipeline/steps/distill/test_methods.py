@@ -211,6 +211,7 @@ def test_the_merged_student_answers_like_the_trained_one(trained, untested, pret
         )
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes_and_another_seed_does_not(trained, tmp_path, untested, pretrained):
     pair, method = specs(pretrained, trained.name), METHODS[trained.name]
     for name, seed in (("again", 0), ("other", 1)):

@@ -41,6 +41,7 @@ def losses(folder):
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "feed"),
     [

@@ -70,6 +70,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "step", "where"), CASES)
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, data, whole, capfd, name, step, where):
     killed(tmp_path, data, name, step, where)

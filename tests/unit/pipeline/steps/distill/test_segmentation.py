@@ -37,7 +37,12 @@ def truth_of(data, split="validation"):
     return np.stack(list(Targets(root, index.parts[split], load=tiny.LOAD_WIDE.mask, ignore=index.ignore)))
 
 
-@pytest.mark.parametrize(("name", "decoder"), CASES)
+QUICK = (("slad", "conv"), ("finetune_kd", "linear"))
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_every_method_learns_masks_and_merges(tmp_path, masked, pretrained, name, decoder):
     pair = pair_of(pretrained, name, decoder)
     scores = train(tmp_path / "out", masked, METHODS[name], pair, load=tiny.LOAD_WIDE)
@@ -92,6 +97,7 @@ def test_weights_of_classes_change_what_is_learnt(tmp_path, masked, pretrained):
     assert (answers["spot"] == 2).sum() > 1.2 * (answers["plain"] == 2).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slad", "finetune_kd"])
 def test_micro_batches_leave_the_result_as_it_is(tmp_path, masked, pretrained, name):
     pair, weights = pair_of(pretrained, name), (1.0, 1.0, 20.0)

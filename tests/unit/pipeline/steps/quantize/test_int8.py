@@ -57,7 +57,9 @@ def test_each_variant_quantises_its_layers_and_no_other(network, images, layers)
     assert 0 < relative < 0.1
 
 
-@pytest.mark.parametrize(("smooth_quant", "bias_correction"), [(None, "none"), (0.5, "accurate")])
+@pytest.mark.parametrize(
+    ("smooth_quant", "bias_correction"), [(None, "none"), pytest.param(0.5, "accurate", marks=pytest.mark.slow)]
+)
 def test_options_change_the_file_and_keep_it_legal(network, images, bias_correction, smooth_quant):
     how = Int8(layers="linear", smooth_quant=smooth_quant, bias_correction=bias_correction)
     made = to_int8(network, how, images=images)
@@ -66,6 +68,7 @@ def test_options_change_the_file_and_keep_it_legal(network, images, bias_correct
     assert lint(made, targets=TARGETS, precision="int8") == ()
 
 
+@pytest.mark.slow
 def test_bias_correction_shifts_biases(network, images):
     made = {
         name: to_int8(network, Int8(layers="linear", smooth_quant=None, bias_correction=name), images=images)
@@ -94,6 +97,7 @@ def test_attention_of_one_block_can_be_left_out(network, images):
     assert lint(made, targets=TARGETS, precision="int8") == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [pytest.param(17, marks=pytest.mark.slow), 20])
 def test_every_opset_that_can_be_exported_runs(images, opset):
     exported = to_onnx(tiny.model(tiny.STUDENT).eval(), torch.from_numpy(images[:1]), opset=opset)
@@ -140,6 +144,7 @@ def test_unsigned_quantisers_become_signed_over_the_same_range():
     assert top == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", pytest.param("test_efficientnet", marks=pytest.mark.slow)])
 def test_the_groups_of_a_cnn_are_those_of_its_layers(name):
     """A batch norm is folded into its convolution, which keeps its own name."""
@@ -173,6 +178,7 @@ def test_nothing_to_quantise_is_refused(network, images, how, left_out, message)
         to_int8(network, how, images=images, left_out=tuple(groups_of(network)) if left_out == "all" else left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -189,6 +195,7 @@ def test_a_cnn_has_neither_mlp_nor_attention(layers, message):
         to_int8(graph, Int8(layers=layers, smooth_quant=None, bias_correction="none"), images=images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -208,7 +215,7 @@ def test_cnns_get_quantisers_that_every_runtime_takes(name):
     assert 0 < np.abs(one - other).max() < 0.3 * np.abs(other).max()
 
 
-QUICK = ("plain and augreg", "beit")
+QUICK = ("plain and augreg",)
 
 
 @pytest.mark.parametrize(

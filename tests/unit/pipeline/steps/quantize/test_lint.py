@@ -329,7 +329,7 @@ def test_a_finding_says_who_rejects_the_file_and_who_would_run_it():
 
 def test_every_rule_has_a_reason_a_source_and_a_remedy():
     known = [rule for rule in vars(rules).values() if isinstance(rule, rules.Rule)]
-    assert len({rule.id for rule in known}) == len(known) == 14
+    assert len({rule.id for rule in known}) == len(known) == 17
     for rule in known:
         assert rule.reason
         assert rule.source

@@ -58,6 +58,12 @@ def variant_record(precision: str, correct: int, p50: float, p90: float, *, size
         "seconds": 1.3,
         "load_seconds": 0.02,
         "golden": {"relative_error": 1e-6, "tolerance": 0.001 if precision == "fp32" else 0.1, "argmax_agreement": 1.0},
+        "placement": {
+            "asked": "CPU",
+            "nodes": {"CPU": 30, "GPU.0": 1},
+            "precisions": {"i8": 12, "f32": 19} if precision == "int8" else {},
+            "strays": {"count": 1, "first": ["blocks.0.attn/Softmax"]},
+        },
     }
 
 

@@ -56,6 +56,26 @@ def test_standalone_chart(project):
     assert not re.search(r"(href|url\(|@import)", text)
 
 
+def test_placement_of_every_engine_is_shown(project):
+    project.build()
+    text = re.sub(r"<[^>]+>", " ", project.path("reports/report.html").read_text(encoding="utf-8"))
+    text = " ".join(text.split())
+    assert "int8 30 on CPU, 1 on GPU.0; 1 not where asked i8 12, f32 19" in text
+    assert "fp32 30 on CPU, 1 on GPU.0; 1 not where asked not reported" in text
+
+
+def test_engine_over_the_targets_budget_is_marked(project):
+    def spoil(record):
+        for variant in record["variants"].values():
+            variant["over_budget"] = ["9 MB, at most 4 allowed"]
+
+    project.edit("measured/cpu-openvino/record.json", spoil)
+    project.build()
+    text = project.path("reports/report.html").read_text(encoding="utf-8")
+    assert text.count("Over budget</span>") == 1
+    assert "over budget (9 MB, at most 4 allowed)" in text
+
+
 def test_page_is_well_formed_and_in_order(project):
     project.build()
     page = project.page()
@@ -137,6 +157,19 @@ def test_how_variants_were_made_and_how_the_student_takes_int8(project):
     assert ["blocks.0.fc2", "31.25", "27.50", "0.00021"] in page.rows
     assert ["blocks.0.mlp.fc2", "9.50", "12.25", "15.50", "20.75"] in page.rows
     assert ["stem.conv", "not observed: its weights change before use"] in page.rows
+
+
+def test_what_an_fp16_rest_leaves_out_is_left_in_fp16(project):
+    made = json.loads(project.path("onnx/int8/quantization.json").read_text())
+    reach = {"node": "head/Gemm", "largest": 11.256, "norm": "norm/LayerNormalization", "norm_largest": 5.757}
+    project.write("onnx/int8/quantization.json", made | {"precision": "int8_fp16", "rest": "fp16", "range": reach})
+    project.build()
+    page = project.page()
+    assert ["int8", "int8_fp16", "all with weights", "0.95", "fast", "3"] in page.rows
+    text = page.text("quantised").replace("\xa0", " ")
+    assert "leaves blocks.0.fc2 in FP16" in text
+    assert "with the number of groups left in FP16: 1.20 with 0" in text
+    assert "the largest value is 11.3, given by head/Gemm" in text
 
 
 def test_variants_of_an_earlier_network_are_not_shown(project):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pipeline.base.errors import DataError, ParamsError
@@ -48,6 +50,35 @@ def test_one_image_over_the_budget_is_over(variant, target):
         found.words == "Use fp32: no other variant is within the accuracy budget of 0.3 points (int8 loses 0.4 points)."
     )
     assert words_of(found)["int8"] == "over budget (-0.4 points)"
+
+
+def test_variant_over_the_targets_own_budget_is_not_chosen(variant, target):
+    large = replace(variant("int8", p90=0.5), over_budget=("9 MB, at most 4 allowed",))
+    found = judge(target(variant("fp32", p90=2.0), variant("bf16", p90=1.5), large), max_drop_points=1.0)
+    assert found.chosen == "bf16"
+    assert words_of(found)["int8"] == "over budget (9 MB, at most 4 allowed)"
+    alone = judge(target(variant("fp32", p90=2.0), large), max_drop_points=1.0)
+    assert alone.words == "Use fp32: no other variant is within the budgets (int8 9 MB, at most 4 allowed)."
+
+
+def test_nothing_within_the_targets_own_budget_names_the_nearest(variant, target):
+    slow = [
+        replace(variant(name, p90=p90), over_budget=(f"p90 {p90:g} ms, at most 0.1 allowed",))
+        for name, p90 in (("fp32", 2.0), ("int8", 1.0))
+    ]
+    found = judge(target(*slow), max_drop_points=1.0)
+    assert found.words.startswith(
+        "No variant keeps the budget of this target; the nearest is int8, p90 1 ms, at most 0.1 allowed."
+    )
+    assert {judged.status for judged in found.variants} == {"over budget"}
+
+
+def test_reference_over_the_targets_own_budget(variant, target):
+    base = replace(variant("fp32", p90=2.0), over_budget=("p90 2 ms, at most 1.5 allowed",))
+    found = judge(target(base, variant("int8", p90=1.0)), max_drop_points=1.0)
+    assert found.chosen == "int8"
+    assert found.words.startswith("Use int8: 2.00 times as fast as fp32")
+    assert words_of(found)["fp32"] == "over budget (p90 2 ms, at most 1.5 allowed)"
 
 
 def test_budget_of_zero_admits_equal_accuracy(variant, target):
