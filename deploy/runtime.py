@@ -124,6 +124,10 @@ class Runtime(Protocol):
         """The file of a bundle that engines are built from: "onnx" or "program"."""
 
     @property
+    def THREADED(self) -> bool:  # noqa: N802
+        """Whether the number of the CPU's threads is its to choose."""
+
+    @property
     def EXPORTED_AS(self) -> Mapping[str, str]:  # noqa: N802
         """The precisions it computes in, and the one a bundle must have for each."""
 

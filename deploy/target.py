@@ -92,7 +92,11 @@ def read_target(name: str, spec: Mapping[str, Any]) -> Target:
     if not isinstance(variants, Mapping) or not variants:
         msg = f"`{place}.variants` should name at least one variant, got {variants!r}"
         raise TargetError(msg)
-    precisions = tuple(get_runtime(spec["runtime"]).EXPORTED_AS)
+    runtime = get_runtime(spec["runtime"])
+    precisions = tuple(runtime.EXPORTED_AS)
+    if spec.get("threads") and not runtime.THREADED:
+        msg = f"`{place}.threads` {spec['threads']!r} has no effect with runtime {spec['runtime']!r}; take it out"
+        raise TargetError(msg)
     return Target(
         name=name,
         runtime=spec["runtime"],

@@ -18,19 +18,39 @@ Question = tuple[str, str]
 Answer = dict[str, Any]
 
 
-def try_runtime(runtime: str, specs: Mapping[str, Any], *, limit_s: float = LIMIT_S) -> dict[str, Any]:
+def unfit(specs: Mapping[str, Any], *, limit_s: float = LIMIT_S) -> dict[str, Answer]:
+    """Try the device that each target names.
+
+    Args:
+        specs: sections of params.yaml by target, already checked.
+        limit_s: seconds that one process may take.
+
+    Returns:
+        By target, {"error": ..., "missing": ...} of those that do not execute here.
+    """
+    found: dict[str, Answer] = {}
+    for runtime in dict.fromkeys(spec["runtime"] for spec in specs.values()):
+        mine = {name: spec for name, spec in specs.items() if spec["runtime"] == runtime}
+        found |= try_runtime(runtime, mine, places=False, limit_s=limit_s)["targets"]
+    return {name: answer for name, answer in found.items() if "error" in answer}
+
+
+def try_runtime(
+    runtime: str, specs: Mapping[str, Any], *, places: bool = True, limit_s: float = LIMIT_S
+) -> dict[str, Any]:
     """Ask a runtime for its version, what each of `specs` gets on this device, and all of its places.
 
     Args:
         runtime: one of `deploy.runtimes.RUNTIMES`.
         specs: sections of params.yaml by target, all of this runtime and already checked.
+        places: whether all of its places are tried too.
         limit_s: seconds that one process may take.
 
     Returns:
         `version`, `places`, and `targets` by name; each is {"value": ...}, or {"error": ..., "missing": ...}, where
         `missing` says whether the error is that the runtime is not installed.
     """
-    questions = [(VERSION, ""), *((TARGET, name) for name in specs), (PLACES, "")]
+    questions = [(VERSION, ""), *((TARGET, name) for name in specs), *([(PLACES, "")] if places else [])]
     answers: list[Answer] = []
     while len(answers) < len(questions):
         answers += _ask(runtime, questions[len(answers) :], specs, limit_s=limit_s)
@@ -38,8 +58,8 @@ def try_runtime(runtime: str, specs: Mapping[str, Any], *, limit_s: float = LIMI
             answers = [answers[0]] * len(questions)
     return {
         "version": answers[0],
-        "targets": dict(zip(specs, answers[1:-1], strict=True)),
-        "places": answers[-1],
+        "targets": dict(zip(specs, answers[1 : 1 + len(specs)], strict=True)),
+        "places": answers[-1] if places else {},
     }
 
 

@@ -65,6 +65,7 @@ def repro(
 ) -> None:
     """Compose params.yaml, run whatever is out of date (`dvc repro`), and print the results."""
     run(lambda: _sync([*_own(images), *(overrides or [])], reset=reset))
+    run(_check_devices)
     # DVC and the stages it starts must come from the environment that this command runs in.
     scripts = Path(sys.executable).parent
     path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
@@ -162,6 +163,13 @@ def _print_spec(target: str) -> None:
     section = target_section(target, params=PARAMS, configs=CONFIGS)
     read_target(target, section)
     typer.echo(json.dumps(section, indent=2))
+
+
+def _check_devices() -> None:
+    from pipeline.base.params import TargetStage, read_params
+    from stages.targets import check_devices
+
+    check_devices(read_params(PARAMS, TargetStage).targets)
 
 
 def _print_table() -> None:

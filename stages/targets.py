@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-from deploy.errors import TargetError
+from deploy.errors import EngineError, RuntimeMissingError, TargetError
 from deploy.runtimes import get_runtime
 from deploy.target import Target, read_target
+from deploy.trial import unfit
 from pipeline.base.params import Params
+from pipeline.base.sections import TargetParams
 
 
 def check_targets(params: Params) -> None:
@@ -23,6 +25,20 @@ def check_targets(params: Params) -> None:
             faults.append(str(error))
     if faults:
         raise TargetError("; ".join(faults))
+
+
+def check_devices(targets: Mapping[str, TargetParams]) -> None:
+    """Refuses targets that this machine cannot run: what fails after a long training fails before it too.
+
+    Raises:
+        RuntimeMissingError: only because runtimes are not installed.
+        EngineError: a device or provider is not there, or does not execute.
+    """
+    found = unfit({name: spec.model_dump() for name, spec in targets.items()})
+    if found:
+        reasons = "; ".join(f"target {name!r}: {answer['error']}" for name, answer in found.items())
+        msg = f"nothing was run: {reasons}; or run without the target, `slad doctor` says more"
+        raise (RuntimeMissingError if all(answer["missing"] for answer in found.values()) else EngineError)(msg)
 
 
 def _faults(target: Target, made: Mapping[str, str], *, program: bool) -> list[str]:

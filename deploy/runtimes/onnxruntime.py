@@ -23,6 +23,7 @@ from deploy.runtime import Engine, Option, OptionValue, Placement, Settings, Sou
 
 ENGINE_FILE = "engine.onnx"
 MADE_FROM = "onnx"
+THREADED = True
 EXPORTED_AS = {
     "fp32": "fp32", "bf16": "fp32", "fp16": "fp16", "int8": "int8", "int8_bf16": "int8", "int8_fp16": "int8_fp16",
 }  # fmt: skip

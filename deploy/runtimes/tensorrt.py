@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENGINE_FILE = "engine.plan"
 MADE_FROM = "onnx"
+THREADED = False
 # Every type comes from the file, as the network is strongly typed: TensorRT 11 has nothing else, its switches for FP16
 # and INT8 are gone, and a file that says it all builds the same on 10.
 EXPORTED_AS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int8_fp16": "int8_fp16"}

@@ -32,6 +32,7 @@ from deploy.runtime import Engine, Option, OptionValue, Placement, Settings, Sou
 
 ENGINE_FILE = "engine.pt2"
 MADE_FROM = "program"
+THREADED = False
 EXPORTED_AS = {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32"}
 OPTIONS = {
     "device": Option(default=0, meaning="index of the GPU, as CUDA counts"),

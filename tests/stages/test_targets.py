@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.errors import TargetError
+from deploy.errors import EngineError, RuntimeMissingError, TargetError
 from deploy.runtimes import RUNTIMES
 from pipeline.base.compose import compose_params, to_yaml
 from pipeline.base.params import Params, validate
-from stages.targets import check_targets
+from pipeline.base.sections import TargetParams
+from stages.targets import check_devices, check_targets
 
 CONFIGS = Path("configs")
 FILES = sorted(file.stem for file in (CONFIGS / "target").glob("*.yaml"))
@@ -55,3 +56,26 @@ def test_what_no_device_could_build_is_refused_before_anything_runs(override):
 def test_faults_of_all_targets_are_named_at_once():
     with pytest.raises(TargetError, match=r"targets\.cpu-openvino\.host.*; `targets\.cpu-onnxruntime\.options\.x`"):
         check_targets(composed(f"+{CPU}.host=me@board", "+targets.cpu-onnxruntime.options={x: 1}"))
+
+
+ABSENT = TargetParams(
+    runtime="openvino", options={"device": "GPU.9"}, variants={"fp32": {"onnx": "fp32", "precision": "fp32"}}
+)
+
+
+def test_targets_that_cannot_run_here_are_refused_before_anything_runs():
+    here = composed().targets
+    check_devices(here)
+    with pytest.raises(EngineError, match=r"^nothing was run: target 'x': OpenVINO's device GPU\.9 does not") as caught:
+        check_devices({**here, "x": ABSENT})
+    assert "\n" not in str(caught.value)
+    assert "target 'cpu-openvino'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("others", [{}, {"x": ABSENT}])
+def test_a_runtime_that_is_missing_has_its_own_code(monkeypatch, others):
+    missing = {"error": "runtime 'tensorrt' is not installed", "missing": True}
+    absent = {name: {"error": "no GPU", "missing": False} for name in others}
+    monkeypatch.setattr("stages.targets.unfit", lambda specs: {"gpu": missing, **absent})
+    with pytest.raises(EngineError if others else RuntimeMissingError, match="target 'gpu': runtime 'tensorrt' is not"):
+        check_devices({"gpu": ABSENT, **others})

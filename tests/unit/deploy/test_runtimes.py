@@ -122,6 +122,8 @@ def test_every_named_runtime_exists_and_no_other():
         module = get_runtime(name)
         assert module.ENGINE_FILE.startswith("engine.")
         assert module.EXPORTED_AS["fp32"] == "fp32"
+        assert module.MADE_FROM in {"onnx", "program"}
+        assert isinstance(module.THREADED, bool)
         assert all(isinstance(option, Option) and option.meaning for option in module.OPTIONS.values())
         for function in ("version", "places", "probe", "supports", "build", "load"):
             assert callable(getattr(module, function)), (name, function)

@@ -31,6 +31,10 @@ def test_target_is_read():
         ({"runtime": "tflite"}, "`targets.cpu.runtime` 'tflite' is unknown; known ones: .*onnxruntime, openvino"),
         ({"threads": -1}, "`targets.cpu.threads` should be an integer of 0 .* got -1"),
         ({"threads": True}, "got True"),
+        (
+            {"runtime": "tensorrt", "threads": 2},
+            "`targets.cpu.threads` 2 has no effect with runtime 'tensorrt'; take it out",
+        ),
         ({"variants": {}}, "`targets.cpu.variants` should name at least one variant"),
         ({"variants": {"v": None}}, "`targets.cpu.variants.v` should hold onnx, precision, got None"),
         ({"variants": {"../v": {}}}, r"`targets.cpu.variants.\.\./v` should be a plain name"),
