@@ -64,8 +64,7 @@ def repro(
     reset: Annotated[bool, RESET] = False,
 ) -> None:
     """Compose params.yaml, run whatever is out of date (`dvc repro`), and print the results."""
-    run(lambda: _sync([*_own(images), *(overrides or [])], reset=reset))
-    run(_check_devices)
+    run(lambda: _sync([*_own(images), *(overrides or [])], reset=reset, try_devices=True))
     # DVC and the stages it starts must come from the environment that this command runs in.
     scripts = Path(sys.executable).parent
     path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
@@ -119,19 +118,22 @@ def _own(images: Path | None) -> list[str]:
     return [f"data={kind}", f"prepare.path={quoted(str(folder))}"]
 
 
-def _sync(overrides: list[str], *, reset: bool) -> None:
+def _sync(overrides: list[str], *, reset: bool, try_devices: bool = False) -> None:
     import yaml
 
     from deploy.files import write_text
     from pipeline.base.compose import compose_params, joined_overrides, recorded_overrides, to_yaml
     from pipeline.base.params import Params, validate
     from pipeline.parts.sources.listing import existing
-    from stages.targets import check_targets
+    from stages.targets import check_devices, check_targets
 
     earlier = [] if reset else recorded_overrides(PARAMS)
     composed = compose_params(CONFIGS, joined_overrides(earlier, overrides))
     text = to_yaml(composed)
-    check_targets(validate(yaml.safe_load(text), Params, source=f"{CONFIGS}/"))
+    params = validate(yaml.safe_load(text), Params, source=f"{CONFIGS}/")
+    check_targets(params)
+    if try_devices:  # before the file is written: what is refused is not remembered
+        check_devices(params.targets)
     source, path = composed.prepare.source, composed.prepare.path
     if path is not None and source != "named":  # timm's sources may have to be fetched first
         existing(Path(path), source=source)  # else DVC would only call it missing, after params.yaml has changed
@@ -163,13 +165,6 @@ def _print_spec(target: str) -> None:
     section = target_section(target, params=PARAMS, configs=CONFIGS)
     read_target(target, section)
     typer.echo(json.dumps(section, indent=2))
-
-
-def _check_devices() -> None:
-    from pipeline.base.params import TargetStage, read_params
-    from stages.targets import check_devices
-
-    check_devices(read_params(PARAMS, TargetStage).targets)
 
 
 def _print_table() -> None:

@@ -102,3 +102,13 @@ def test_every_target_has_a_section_to_copy(slad):
     for file in (ROOT / "configs/target").glob("*.yaml"):
         done = slad("spec", file.stem)
         assert json.loads(done.stdout)["variants"], file
+
+
+def test_a_target_that_cannot_run_here_is_refused_and_not_remembered(slad, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.__main__.subprocess.run", lambda *_, **__: pytest.fail("DVC was reached"))
+    assert slad("sync").exit_code == 0
+    before = (tmp_path / "params.yaml").read_text()
+    done = slad("repro", "+target@targets.far=cpu-openvino", "+targets.far.options={device: GPU.9}")
+    assert done.exit_code == 7
+    assert "nothing was run: target 'far': OpenVINO's device GPU.9 does not run here" in done.output
+    assert (tmp_path / "params.yaml").read_text() == before
