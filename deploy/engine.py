@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Manifest:
         told: what the runtime was told, by its own names.
         device: the whole fingerprint of the machine it was built on.
         power_mode: the machine's when it was built; TensorRT chooses kernels by timing them.
-        placement: where its nodes ran when it was tested; {} before.
+        placement: where its nodes ran when it was tested.
     """
 
     target: str
@@ -58,7 +58,7 @@ class Manifest:
     device: Mapping[str, Any]
     power_mode: str | None
     build_seconds: float
-    placement: Mapping[str, Any] = field(default_factory=dict)
+    placement: Mapping[str, Any]
 
     @property
     def settings(self) -> Settings:

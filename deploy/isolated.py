@@ -16,6 +16,7 @@ import numpy as np
 
 from deploy.bundle import load_bundle
 from deploy.child import end, how_it_ended, start, voice
+from deploy.device import state
 from deploy.errors import BundleError, DeployError, EngineError, RuntimeMissingError
 from deploy.files import system_text
 from deploy.golden import GoldenCheck, check_golden
@@ -23,7 +24,6 @@ from deploy.runtime import Placement, Settings, Source
 from deploy.runtimes import get_runtime
 
 SAY_EVERY_S = 10.0
-MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 # Of the host's memory; a GPU's is the runtime's own to speak of.
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|failed to allocate memory for requested", re.IGNORECASE)
@@ -172,8 +172,8 @@ def _last_words(printed: IO[bytes]) -> bytes:
 
 
 def _free_mb() -> str:
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", system_text(MEMINFO) or "", re.MULTILINE)
-    return f"{int(found[1]) // 1024} MB were free" if found else "free memory unknown"
+    free = state()["memory_available_mb"]
+    return "free memory unknown" if free is None else f"{free} MB were free"
 
 
 def _peak_mb() -> float | None:

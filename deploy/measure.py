@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def measure_target(
     samples = _time(subjects, split, timing, on_progress=on_progress)
     record = {
         **_header(wanted, device=device, timing=timing),
-        **_circumstances(before, device=device, wanted=wanted, profile=timing.profile),
+        **_circumstances(before, wanted=wanted, profile=timing.profile),
         "budget": dict(wanted.budget),
         "variants": judged(
             {name: _describe(subject, samples[name]) for name, subject in subjects.items()}, wanted.budget
@@ -331,12 +332,10 @@ def _time(
     )
 
 
-def _circumstances(
-    before: Mapping[str, Any], *, device: Mapping[str, Any], wanted: Target, profile: str
-) -> dict[str, Any]:
+def _circumstances(before: Mapping[str, Any], *, wanted: Target, profile: str) -> dict[str, Any]:
     """Return what the record says of the device's state around the run, and whether the run is valid."""
     reasons = ["profile 'quick' is for development"] if profile == "quick" else []
-    found = (busy_reason(before, cores=device["cpu"]["cores"]), power_reason(before, wanted=wanted.power_mode))
+    found = (busy_reason(before, cores=os.cpu_count() or 1), power_reason(before, wanted=wanted.power_mode))
     reasons += [reason for reason in found if reason]
     return {"state": {"before": before, "after": state()}, "valid": not reasons, "invalid_reasons": reasons}
 
