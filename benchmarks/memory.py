@@ -1,6 +1,6 @@
 """What does the device package cost beside the bare runtime? Memory of a loaded engine, and the time of `--help`.
 
-Each engine is loaded in fresh processes, alternately by the device package, with all checks of `deploy predict`,
+Each engine is loaded in fresh processes, alternately by the device package, with all checks of `deploy run`,
 and by the runtime's own calls with the same options; after one run each process reads its memory (Linux: PSS, RSS, and
 the peak of RSS). Goals: at most 1.2 times the bare runtime's memory, and `--help` within 0.3 s.
 
@@ -30,14 +30,15 @@ OPSET, CLASSES, CALIBRATION = 18, 10, 16
 
 
 def package(bundle: Path, engine: Path) -> object:
-    """Loads an engine by the device package, and runs it."""
-    import numpy as np
+    """Loads an engine by the device package, and runs it on a picture."""
+    from PIL import Image
 
-    from deploy.predict import open_engine
+    from deploy.engine import open_engine
+    from deploy.preprocess import prepare_image
 
-    model, loaded = open_engine(bundle, engine)
-    loaded.run(np.zeros(model.input_shape, np.float32))
-    return loaded
+    model, opened = open_engine(bundle, engine)
+    opened.engine.run(prepare_image(Image.new("RGB", (64, 64)), model.preprocess)[None])
+    return opened
 
 
 def bare(bundle: Path, engine: Path) -> object:

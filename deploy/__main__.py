@@ -5,24 +5,27 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy.errors import DeployError, TargetError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 UNEXPECTED = 1
-# What the host does by DVC and `slad`, by this program's commands.
+FOR_A_HOST = "SLAD_FOR_A_HOST"  # set where a host runs this: its commands are then the right ones
+# What the host does by DVC and `slad`, by this program's commands; an index of images is the host's alone.
 HERE = {
-    r"`dvc repro (?:-f )?compile@[^`]*`": "build",
-    r"`dvc repro (?:-f )?probe@[^`]*`": "fingerprint",
-    r"`slad doctor`": "doctor",
+    r"`dvc repro (?:-sf )?compile@[^`]*`": "`python -m deploy build`",
+    r"`dvc repro probe@[^`]*`": "`python -m deploy fingerprint`",
+    r"`slad doctor`": "`python -m deploy doctor`",
+    r", (?:or|then) run `dvc repro prepare`(?: to index the folder again)?": "",
 }
+SOURCES = (
+    "an image; a folder, for all images below it; `camera` for the first camera (a file of that name is `./camera`), "
+    "`camera:1` for the second; or `camera:` and what OpenCV opens by name: a video, a stream's address, a GStreamer "
+    "pipeline. One is taken after the other"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,15 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"error: {error}; check the path, its permissions and the free space")
         return UNEXPECTED
     except KeyboardInterrupt:
-        _say("interrupted; nothing was replaced")
+        _say("interrupted; no file is left half-written")
         return INTERRUPTED
     return 0
 
 
 def _on_a_device(words: str) -> str:
     """Name this program's commands where an error names the host's, which a device need not have."""
-    for pattern, command in HERE.items():
-        words = re.sub(pattern, f"`python -m deploy {command}`", words)
+    if FOR_A_HOST in os.environ:
+        return words
+    for pattern, ours in HERE.items():
+        words = re.sub(pattern, ours, words)
     return words
 
 
@@ -89,12 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--warmup-seconds", type=float, default=0.5, help="per variant (default %(default)s)")
     command.add_argument("--profile", default="standard", help="standard, or quick: never valid (default %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the order of measurement (default %(default)s)")
-    command = add("predict", _predict, "print label and probability of images, or the share of their pixels by label")
-    command.add_argument("--bundle", type=Path, required=True, help="bundle the engine was built from")
-    command.add_argument("--engine", type=Path, required=True, help="folder of one engine")
+    command = add("run", _run, "print label and probability of images, or the share of their pixels by label")
+    _add_engine(command)
     command.add_argument("--masks", type=Path, help="folder to write each image's mask to, for models of masks")
-    command.add_argument("images", type=Path, nargs="+", metavar="image")
+    command.add_argument("--frames", type=int, help="end after so many frames of each camera; without it, at its end")
+    command.add_argument("--json", action="store_true", help="print a JSON object a line")
+    command.add_argument("sources", nargs="+", metavar="source", help=SOURCES)
+    command = add("selftest", _selftest, "verify an engine, load it, and compare its answers with its model's")
+    _add_engine(command)
+    command.add_argument("--target", help="name of a target whose options the engine must have; needs --spec")
+    command.add_argument("--spec", type=Path, help="JSON file: the section targets.<target>")
     return parser
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bundle", type=Path, required=True, help="bundle the engine was built from")
+    command.add_argument("--engine", type=Path, help="folder of one engine (default: `engine` beside the bundle)")
 
 
 def _add_target(command: argparse.ArgumentParser) -> None:
@@ -121,13 +136,11 @@ def _doctor(options: argparse.Namespace) -> None:
     from deploy.doctor import check_targets, examine
     from deploy.doctor_text import to_text
 
-    if (options.target is None) != (options.spec is None):
-        msg = "`--target` and `--spec` go together, got one; `slad spec TARGET` prints the section that --spec takes"
-        raise TargetError(msg)
-    specs = {} if options.target is None else {options.target: _read_spec(options.spec)}
-    report = examine(specs, folders=[Path.cwd()], here=True, on_progress=_say)
+    spec = _given_spec(options)
+    specs = {} if spec is None else {options.target: spec}
+    report = examine(specs, folders=[Path.cwd()], on_progress=_say)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if options.json else to_text(report))
-    check_targets(report)
+    check_targets(report["targets"])
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -172,53 +185,44 @@ def _measure(options: argparse.Namespace) -> None:
     check_record(record)
 
 
-def _predict(options: argparse.Namespace) -> None:
-    from deploy.predict import classify, open_engine, segment
+def _run(options: argparse.Namespace) -> None:
+    from deploy.engine import open_engine
+    from deploy.run import Prediction, Segments, run
+    from deploy.sources import read_sources
 
-    model, engine = open_engine(options.bundle, options.engine)
-    if model.task == "classification":
-        if options.masks:
-            msg = f"`--masks` {str(options.masks)!r}: the bundle {options.bundle} gives images a class; leave it out"
-            raise TargetError(msg)
-        for found in classify(options.images, model, engine):
-            sys.stdout.write(f"{found.path}\t{found.label}\t{found.probability:.4f}\n")
-        return
-    files = _mask_files(options.images, options.masks)
-    for parts, file in zip(segment(options.images, model, engine), files, strict=True):
-        shares = (f"{label} {share:.4f}" for label, share in parts.shares.items())
-        sys.stdout.write("\t".join((str(parts.path), *shares)) + "\n")
-        if file is not None:
-            _write_mask(parts.mask, file)
+    def show(answer: Prediction | Segments) -> None:
+        line = json.dumps(answer.as_dict()) if options.json else answer.as_text()
+        # File names need not be UTF-8; whoever reads the lines sees each at once.
+        sys.stdout.write(line.encode(errors="backslashreplace").decode() + "\n")
+        sys.stdout.flush()
 
-
-def _mask_files(images: Sequence[Path], folder: Path | None) -> list[Path | None]:
-    """Return the file of each image's mask; no two of them are one."""
-    if folder is None:
-        return [None] * len(images)
-    files: dict[Path, Path] = {}
-    for image in images:
-        file = folder / f"{image.stem}.png"
-        if file.exists() and any(file.samefile(other) for other in images if other.exists()):
-            msg = f"`--masks` {str(folder)!r}: the mask of {image} would replace the image {file}; name another one"
-            raise TargetError(msg)
-        if file in files:
-            msg = f"images {files[file]} and {image} would both leave {file}; predict them one after the other"
-            raise TargetError(msg)
-        files[file] = image
-    folder.mkdir(parents=True, exist_ok=True)
-    return list(files)
+    sources = read_sources(options.sources, frames=options.frames, masks=options.masks)
+    model, opened = open_engine(options.bundle, options.engine)
+    run(
+        sources,
+        model,
+        opened.engine,
+        masks=options.masks,
+        on_answer=show,
+        on_broken=lambda line: _say(f"error: {_on_a_device(line)}"),
+    )
 
 
-def _write_mask(mask: "NDArray[np.uint8]", file: Path) -> None:
-    import io
+def _selftest(options: argparse.Namespace) -> None:
+    from deploy.selftest import selftest
+    from deploy.target import read_target
 
-    from PIL import Image
+    spec = _given_spec(options)
+    target = None if spec is None else read_target(options.target, spec)
+    sys.stdout.write(selftest(options.bundle, options.engine, target=target) + "\n")
 
-    from deploy.files import write_bytes
 
-    stream = io.BytesIO()
-    Image.fromarray(mask).save(stream, format="PNG")
-    write_bytes(file, stream.getvalue())
+def _given_spec(options: argparse.Namespace) -> Any:
+    """Return the section of a target that need not be given, or None."""
+    if (options.target is None) != (options.spec is None):
+        msg = "`--target` and `--spec` go together, got one; `slad spec TARGET` prints the section that --spec takes"
+        raise TargetError(msg)
+    return None if options.spec is None else _read_spec(options.spec)
 
 
 def _read_spec(path: Path) -> Any:

@@ -115,12 +115,7 @@ def _build_variant(
     path = folder / runtime.ENGINE_FILE
     power_mode = state()["power_mode"]
     built = build_isolated(wanted.runtime, bundle.folder, path, settings, limit_s=wanted.build_limit_s, on_wait=on_wait)
-    if not built.golden.passed:
-        msg = (
-            f"engine {path}: relative error {built.golden.relative_error:.3g} on the golden inputs, at most "
-            f"{built.golden.tolerance:g} allowed; compare the exported model's parity record"
-        )
-        raise EngineError(msg)
+    built.golden.require(f"engine {path}", remedy="compare the exported model's parity record")
     check_placement(
         built.placement, settings, target=wanted.name, allow_fallback=wanted.allow_fallback, name=variant.name
     )
@@ -145,6 +140,4 @@ def _build_variant(
         placement=built.placement.as_dict(),
     )
     write_manifest(folder, manifest)
-    where = ", ".join(f"{count} nodes on {place}" for place, count in built.placement.nodes.items())
-    error = f"relative error {built.golden.relative_error:.2g} (at most {built.golden.tolerance:g})"
-    return f"built in {built.seconds:.1f} s, {error}, {where}"
+    return f"built in {built.seconds:.1f} s, {built.golden}, {built.placement}"

@@ -41,11 +41,13 @@ class Split:
     Attributes:
         labels: names of the classes.
         items: the images.
+        root: folder that the names of all items start from.
         ignore: value of a mask's pixels that have no class; None where all have one.
     """
 
     labels: tuple[str, ...]
     items: tuple[Item, ...]
+    root: Path
     ignore: int | None = None
 
     @property
@@ -79,7 +81,7 @@ def load_split(folder: Path, split: str) -> Split:
             _item(row, f"{file}, line {number}", root=root, classes=len(labels))
             for number, row in enumerate(csv.DictReader(stream), 2)
         )
-        return Split(labels=labels, items=tuple(items), ignore=_ignore(document))
+        return Split(labels=labels, items=tuple(items), root=root, ignore=_ignore(document))
 
 
 def _ignore(document: Document) -> int | None:

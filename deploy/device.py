@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.arm import core_name
 from deploy.document import SCHEMA, read_document
 from deploy.errors import EngineError
 from deploy.files import system_text
@@ -138,7 +139,7 @@ def check_device(device: Mapping[str, Any], *, target: Target) -> None:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         msg = (
             f"target {target.name!r}: this device is not the one on file: {'; '.join(found[:3])}{more}; "
-            f"run `dvc repro -f probe@{target.name}` on the device"
+            f"run `dvc repro probe@{target.name}`"
         )
         raise EngineError(msg)
 
@@ -149,7 +150,7 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     Raises:
         EngineError: the file is missing or is no fingerprint.
     """
-    document = read_document(path, error=EngineError, remedy="write it again with `dvc repro -f probe@<target>`")
+    document = read_document(path, error=EngineError, remedy="write it again with `dvc repro probe@<target>`")
     for key in ("target", "runtime", "runtime_version"):
         document.text(key)
     return dict(document.content)
@@ -177,14 +178,14 @@ def cpu_features() -> list[str]:
 
 
 def cpu_model() -> str:
-    """Name the CPU; an Arm kernel gives numbers only, so a board's own name comes first there."""
+    """Name the CPU; an Arm kernel gives numbers only, so a board's own name comes first, then the first core's."""
     named = _first_match(CPUINFO, r"^model name\s*:(.*)$") or board()
     if named:
         return named
     implementer = _first_match(CPUINFO, r"^CPU implementer\s*:(.*)$")
     part = _first_match(CPUINFO, r"^CPU part\s*:(.*)$")
     if implementer and part:
-        return f"implementer {implementer} part {part}"
+        return core_name(implementer, part)
     return platform.processor() or platform.machine() or "unknown"
 
 

@@ -13,7 +13,7 @@ from deploy.system import ONNXRUNTIMES, facts
 from deploy.target import Target, read_target
 from deploy.trial import LIMIT_S, try_runtime
 
-WORKS, FAILS, ELSEWHERE = "will work", "will not work", "on another machine"
+WORKS, FAILS = "will work", "will not work"
 DISK_GB = 2  # engines, their caches and copies of a few variants
 MEMORY_MB = 1024  # a runtime with its libraries, and a build
 AT_ONCE = 2  # every runtime loads its libraries: a small board has not the memory for all of them together
@@ -23,16 +23,14 @@ def examine(
     specs: Mapping[str, Any],
     *,
     folders: Sequence[Path],
-    here: bool = False,
     limit_s: float = LIMIT_S,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Examine this machine.
+    """Examine this machine, for targets that are or will be run on it.
 
     Args:
         specs: sections of params.yaml by target.
         folders: where files will be written.
-        here: whether this is the machine that a target's `host` names.
         limit_s: seconds that one process that tries a runtime may take.
         on_progress: called with one line before what takes long.
 
@@ -43,12 +41,11 @@ def examine(
         TargetError: a section is wrong.
     """
     targets = {name: read_target(name, spec) for name, spec in specs.items()}
-    local = {name: target for name, target in targets.items() if here or target.host is None}
     found = facts(folders)
     on_progress(f"trying {', '.join(RUNTIMES)}, each in a process of its own ...")
 
     def trial(runtime: str) -> dict[str, Any]:
-        asked = {name: specs[name] for name, target in local.items() if target.runtime == runtime}
+        asked = {name: specs[name] for name, target in targets.items() if target.runtime == runtime}
         return try_runtime(runtime, asked, limit_s=limit_s)
 
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
@@ -58,28 +55,30 @@ def examine(
         "facts": found,
         "runtimes": {name: {key: each[key] for key in ("version", "places")} for name, each in trials.items()},
         "targets": {
-            name: _judge(target, trials[target.runtime]["targets"][name], found) if name in local else _away(target)
-            for name, target in targets.items()
+            name: _judge(target, trials[target.runtime]["targets"][name], found) for name, target in targets.items()
         },
         "warnings": _warnings(found),
     }
 
 
-def check_targets(report: Mapping[str, Any]) -> None:
-    """Refuse a report in which a target will not work.
+def check_targets(targets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse targets of which one will not work.
+
+    Args:
+        targets: by name, what reports say of them.
 
     Raises:
         RuntimeMissingError: only because runtimes are not installed.
         EngineError: for another reason.
     """
-    failed = {name: each for name, each in report["targets"].items() if each["verdict"] == FAILS}
+    failed = {name: each for name, each in targets.items() if each["verdict"] == FAILS}
     if failed:
         if len(failed) == 1:
             [(name, each)] = failed.items()
-            msg = f"target {name!r} will not work on this machine: {'; '.join(each['reasons'])}"
+            msg = f"target {name!r} will not work on its device: {'; '.join(each['reasons'])}"
         else:
             msg = (
-                f"{len(failed)} of {len(report['targets'])} targets will not work on this machine: "
+                f"{len(failed)} of {len(targets)} targets will not work on their devices: "
                 f"{', '.join(failed)}; the report says why, and what to do"
             )
         raise (RuntimeMissingError if all(each["missing"] for each in failed.values()) else EngineError)(msg)
@@ -106,10 +105,6 @@ def _judge(target: Target, answer: Mapping[str, Any], found: Mapping[str, Any]) 
         "reasons": reasons,
         "missing": bool(answer.get("missing")),
     }
-
-
-def _away(target: Target) -> dict[str, Any]:
-    return {**_outline(target), "verdict": ELSEWHERE, "reasons": [], "missing": False}
 
 
 def _outline(target: Target) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.doctor import ELSEWHERE, FAILS
+from deploy.doctor import FAILS
 from deploy.system import PACKAGES
 
 UNKNOWN = "unknown"
@@ -20,7 +20,7 @@ def to_text(report: Mapping[str, Any]) -> str:
         ("Packages", _packages(found["packages"])),
     ]
     sections += [(f"Runtime {name}", _runtime(each)) for name, each in report["runtimes"].items()]
-    sections += [(f"Target {name}", _target(name, each)) for name, each in report["targets"].items()]
+    sections += [(f"Target {name}", _target(each)) for name, each in report["targets"].items()]
     if report["warnings"]:
         sections.append(("Warnings", ((str(number), text) for number, text in enumerate(report["warnings"], start=1))))
     return "\n".join(_section(title, list(rows)) for title, rows in sections)
@@ -100,13 +100,8 @@ def _runtime(answers: Mapping[str, Any]) -> Rows:
         yield name, "runs" if reason is None else f"does not run here: {reason}"
 
 
-def _target(name: str, each: Mapping[str, Any]) -> Rows:
+def _target(each: Mapping[str, Any]) -> Rows:
     yield "runtime", ", ".join([each["runtime"], *(f"{key} {value}" for key, value in each["options"].items())])
-    if each["verdict"] == ELSEWHERE:
-        yield "host", each["host"]
-        there = f"`python -m deploy doctor --target {name} --spec spec.json`"
-        yield "verdict", f"{ELSEWHERE}: run `slad spec {name} > spec.json` here, copy the file, and run {there} there"
-        return
     if each["place"]:
         yield "device", ", ".join(_flat(each["place"]))
     for variant, reason in each["variants"].items():

@@ -5,13 +5,15 @@ Nothing is loaded before the manifest fits: a foreign engine can crash the runti
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.device import differences
+from deploy.bundle import Bundle, load_bundle
+from deploy.device import differences, fingerprint
 from deploy.document import SCHEMA, Document, read_document
 from deploy.errors import EngineError
 from deploy.files import sha256_file, write_json
@@ -20,6 +22,7 @@ from deploy.runtimes import RUNTIMES, get_runtime
 from deploy.target import Target
 
 MANIFEST = "manifest.json"
+EDITED = "the manifest does not fit itself: it was edited"
 # What runtimes call the types that a variant may ask for.
 TYPES = {
     "bf16": {"bf16", "bfloat16"},
@@ -69,6 +72,12 @@ class Manifest:
         """Return as much of its target as a fingerprint takes."""
         options = {name: self.options.get(name, option.default) for name, option in self._known().items()}
         return Target(name=self.target, runtime=self.runtime, options=options, threads=self.threads)
+
+    @property
+    def fits_itself(self) -> bool:
+        """Whether its key is that of what it says."""
+        key = engine_key(onnx_sha256=self.onnx_sha256, device=self.device, settings=self.settings)
+        return self.runtime_version == self.device.get("runtime_version") and self.key == key
 
     def other_options(self) -> list[str]:
         """Return one phrase for each option that another release of this package knew, or did not know yet."""
@@ -199,6 +208,38 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
+def open_engine(bundle: Path, engine: Path | None, *, target: Target | None = None) -> tuple[Bundle, LoadedEngine]:
+    """Verify a bundle and an engine that was built from it, on this device, and load both.
+
+    Args:
+        bundle: folder of the bundle.
+        engine: folder of the engine; None is the folder `engine` beside the bundle.
+        target: what asks for it now; None takes the engine as it was built.
+
+    Raises:
+        BundleError: the bundle is faulty.
+        EngineError: the engine does not fit this device or was built from another model.
+        RuntimeMissingError: its runtime is not installed.
+    """
+    model = load_bundle(bundle)
+    if engine is None:
+        engine = Path(os.path.normpath(bundle / ".." / "engine"))
+        if not (engine / MANIFEST).is_file():
+            msg = f"engine {engine}: no engine lies beside the bundle {bundle}; name its folder with `--engine`"
+            raise EngineError(msg)
+    manifest = read_manifest(engine)
+    if manifest.onnx_sha256 != model.onnx_sha256:
+        msg = (
+            f"engine {engine}: built from ONNX {manifest.onnx_sha256[:12]}, the bundle {bundle} holds "
+            f"{model.onnx_sha256[:12]}; name the bundle {manifest.bundle_variant!r}, or build the engine again"
+        )
+        raise EngineError(msg)
+    if not manifest.fits_itself:  # the runtime is asked for a fingerprint with the manifest's own options
+        msg = f"engine {engine}: {EDITED}; build it again with `dvc repro -sf compile@{manifest.target}`"
+        raise EngineError(msg)
+    return model, load_engine(engine, device=fingerprint(manifest.as_target()), target=target)
+
+
 def load_engine(folder: Path, *, device: Mapping[str, Any], target: Target | None = None) -> LoadedEngine:
     """Verify an engine, then load it.
 
@@ -226,7 +267,7 @@ def verify_engine(folder: Path, manifest: Manifest, *, device: Mapping[str, Any]
     Raises:
         EngineError: with the first differences and the command that rebuilds the engine.
     """
-    remedy = f"build it again with `dvc repro -f compile@{manifest.target}`"
+    remedy = f"build it again with `dvc repro -sf compile@{manifest.target}`"
     path = folder / manifest.engine_file
     faults: list[str] = []
     if not path.is_file():
@@ -239,9 +280,8 @@ def verify_engine(folder: Path, manifest: Manifest, *, device: Mapping[str, Any]
         msg = f"engine {path}: {faults[0]}; {remedy}"
         raise EngineError(msg)
     found = [*differences(device, manifest.device), *manifest.other_options(), *_other_settings(manifest, target)]
-    key = engine_key(onnx_sha256=manifest.onnx_sha256, device=manifest.device, settings=manifest.settings)
-    if manifest.runtime_version != manifest.device.get("runtime_version") or manifest.key != key:
-        found.append("the manifest does not fit itself: it was edited")
+    if not manifest.fits_itself:
+        found.append(EDITED)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         msg = f"engine {path}: built for another device or runtime: {'; '.join(found[:3])}{more}; {remedy}"

@@ -4,11 +4,12 @@ Every message is one line that says what, which value, where, and what to do.
 
     DeployError             1   never raised itself
     |- TargetError          2   an option of a target, or of the command line, is wrong
-    |- ImageError           3   an image file cannot be decoded
+    |- ImageError           3   an image file cannot be decoded, or a camera gives no picture
     |- BundleError          6   a bundle or data index is missing, tampered with, or leaves its folder
     |- EngineError          7   an engine is foreign, stale, truncated, or fails its self-test
-    |- RuntimeMissingError  8   the runtime is not installed
-    `- MeasureError         9   a measurement cannot be made or is incomplete
+    |- RuntimeMissingError  8   the runtime, or OpenCV for a camera, is not installed
+    |- MeasureError         9   a measurement cannot be made or is incomplete
+    `- DeviceError         10   another machine cannot be reached, or is not fit for what is asked of it
 """
 
 from typing import ClassVar
@@ -27,7 +28,7 @@ class TargetError(DeployError):
 
 
 class ImageError(DeployError):
-    """An image file is missing, truncated, or of a kind that has no defined conversion."""
+    """An image file is missing, truncated, or has no defined conversion, or a camera gives no picture."""
 
     exit_code = 3
 
@@ -45,7 +46,7 @@ class EngineError(DeployError):
 
 
 class RuntimeMissingError(DeployError):
-    """The runtime that a target names is not installed."""
+    """The runtime that a target names, or OpenCV for a camera, is not installed."""
 
     exit_code = 8
 
@@ -54,3 +55,15 @@ class MeasureError(DeployError):
     """A measurement cannot be made, or some of its variants failed."""
 
     exit_code = 9
+
+
+class DeviceError(DeployError):
+    """Another machine cannot be reached, or is not fit for what is asked of it."""
+
+    exit_code = 10
+
+
+def error_of(code: int) -> type[DeployError]:
+    """Return the kind of error that a process ended with: the one of its exit code, `DeviceError` for any other."""
+    kinds = {kind.exit_code: kind for kind in DeployError.__subclasses__()}
+    return kinds.get(code, DeviceError)

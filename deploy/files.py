@@ -95,6 +95,25 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _remove(fresh)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no part of it is ever taken for the whole: its name goes first."""
+    gone = path.with_name(f".{path.name}.gone-{os.getpid()}")
+    path.rename(gone)
+    _remove(gone)
+
+
+def remove_leftovers(folder: Path, *, shared: bool = False) -> None:
+    """Remove what killed runs left of folders that they made or removed.
+
+    Args:
+        folder: that they were in.
+        shared: whether others may be at work in it: what has the id of a process that runs stays.
+    """
+    for leftover in folder.glob(".*"):
+        if not shared or not _is_running(leftover.name.rpartition("-")[2]):
+            _remove(leftover)
+
+
 def _swap(path: Path, fresh: Path) -> None:
     """Put `fresh` in the place of `path`, and the old `path` back should that fail."""
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
@@ -107,7 +126,7 @@ def _swap(path: Path, fresh: Path) -> None:
         if had_old:
             old.rename(path)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
     _remove(old)
 
 
@@ -153,7 +172,7 @@ def _flush_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Force a rename to disk, where the system lets a folder be opened (POSIX)."""
     if not hasattr(os, "O_DIRECTORY"):
         return

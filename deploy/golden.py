@@ -29,6 +29,26 @@ class GoldenCheck:
         """Whether the error is within the tolerance; an error that is not a number is not."""
         return self.relative_error <= self.tolerance
 
+    def require(self, engine: str, *, remedy: str) -> None:
+        """Refuse an engine that does not give its model's answers.
+
+        Args:
+            engine: its name, first words of the message.
+            remedy: last words of the message.
+
+        Raises:
+            EngineError: the check was not passed.
+        """
+        if not self.passed:
+            msg = (
+                f"{engine}: relative error {self.relative_error:.3g} on the golden inputs, at most "
+                f"{self.tolerance:g} allowed; {remedy}"
+            )
+            raise EngineError(msg)
+
+    def __str__(self) -> str:
+        return f"relative error {self.relative_error:.2g} (at most {self.tolerance:g})"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record's form."""
         return asdict(self)

@@ -230,12 +230,7 @@ def _examine(
         )
         raise EngineError(msg)
     golden = check_golden(loaded.engine, bundle, precision=manifest.precision)
-    if not golden.passed:
-        msg = (
-            f"engine {variant.name!r}: relative error {golden.relative_error:.3g} on the golden inputs, "
-            f"at most {golden.tolerance:g} allowed; {remedy}"
-        )
-        raise EngineError(msg)
+    golden.require(f"engine {variant.name!r}", remedy=remedy)
     placement = loaded.engine.placement()
     check_placement(
         placement, manifest.settings, target=wanted.name, allow_fallback=wanted.allow_fallback, name=variant.name

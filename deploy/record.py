@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from deploy.data import Item
 from deploy.files import write_bytes, write_json, write_text
 
+RECORD = "record.json"
+
 
 def write_record(
     folder: Path,
@@ -36,7 +38,7 @@ def write_record(
     write_text(folder / "latency.csv", _latency_csv(samples))
     write_text(folder / "predictions.csv", _predictions_csv(items, answers))
     write_bytes(folder / "logits.npz", _npz(logits))
-    write_json(folder / "record.json", record)
+    write_json(folder / RECORD, record)
 
 
 def _latency_csv(samples: Mapping[str, Sequence[int]]) -> str:

@@ -78,6 +78,9 @@ class Placement:
     precisions: Mapping[str, int] = field(default_factory=dict)
     strays: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return ", ".join(f"{count} nodes on {place}" for place, count in self.nodes.items())
+
     def as_dict(self) -> dict[str, Any]:
         """Return the form of manifests and records: the number of strays, and the first ten."""
         return {

@@ -10,7 +10,16 @@ from deploy.runtime import Option, OptionValue, Settings
 from deploy.runtimes import RUNTIMES, get_runtime
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-KEYS = ("runtime", "host", "options", "threads", "variants", "allow_fallback", "build_limit_s", "power_mode", "budget")
+HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:/%\[\]-]*")  # a name, user@name, ssh://user@name:port; never an option
+PYTHON = re.compile(r"[^~\s-]\S*")  # no shell there expands it
+FOLDER = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9_./-]*")
+KEYS = (
+    "runtime", "host", "install", "options", "threads", "variants", "allow_fallback", "build_limit_s", "power_mode",
+    "budget",
+)  # fmt: skip
+INSTALL_KEYS = (
+    "folder", "python", "system_site_packages", "packages", "wheels", "architecture", "disk_mb", "memory_mb", "keep",
+)  # fmt: skip
 BUILD_LIMIT_S = 3600
 BUDGETS = {
     "latency_ms": "most milliseconds of the percentile",
@@ -40,13 +49,41 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Install:
+    """How a target is installed on the machine that its `host` names.
+
+    Attributes:
+        folder: where all of it lies, absolute or below the account's home.
+        python: the interpreter that makes the environment, a command or a path.
+        system_site_packages: whether the environment sees the system's packages, such as JetPack's TensorRT.
+        packages: requirements of pip in place of the runtime's own; None takes those.
+        wheels: folder of this machine with the wheels to install; None lets pip on the device use its index.
+        architecture: that the device must have, such as "aarch64"; None accepts any.
+        disk_mb: megabytes of 10^6 bytes that must be free there beside what is sent.
+        memory_mb: that must be available there.
+        keep: number of releases that are kept.
+    """
+
+    folder: str = "slad-edge"
+    python: str = "python3"
+    system_site_packages: bool = False
+    packages: tuple[str, ...] | None = None
+    wheels: str | None = None
+    architecture: str | None = None
+    disk_mb: int = 1000
+    memory_mb: int = 500
+    keep: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A checked target.
 
     Attributes:
         name: its key in params.yaml.
         runtime: one of `deploy.runtimes.RUNTIMES`.
-        host: "user@machine" where it is another machine, None for this one.
+        host: name of another machine, as `ssh` takes it; None for this one.
+        install: how it is installed there.
         options: all of the runtime's options.
         threads: of the CPU; 0 leaves the number to the runtime.
         variants: the engines.
@@ -59,6 +96,7 @@ class Target:
     name: str
     runtime: str
     host: str | None = None
+    install: Install = field(default_factory=Install)
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     threads: int = 0
     variants: tuple[Variant, ...] = ()
@@ -100,7 +138,8 @@ def read_target(name: str, spec: Mapping[str, Any]) -> Target:
     return Target(
         name=name,
         runtime=spec["runtime"],
-        host=_text(spec.get("host"), f"{place}.host"),
+        host=_pattern(spec.get("host"), f"{place}.host", HOST, "a name that ssh takes, such as user@jetson"),
+        install=_read_install(_or_nothing(spec.get("install")), f"{place}.install"),
         options=read_options(spec["runtime"], _or_nothing(spec.get("options")), place=f"{place}.options"),
         threads=_count(spec.get("threads", 0), f"{place}.threads", least=0, zero=" (the runtime's choice)"),
         variants=tuple(
@@ -183,6 +222,27 @@ def _read_budget(spec: Any, place: str) -> dict[str, float]:
     return dict(spec)
 
 
+def _read_install(spec: Any, place: str) -> Install:
+    _check_keys(spec, place, known=INSTALL_KEYS, needed=())
+    given = {key: value for key, value in spec.items() if value is not None}
+    default = Install()
+    return Install(
+        folder=_pattern(
+            given.get("folder"), f"{place}.folder", FOLDER, "a folder, below the home there or absolute, without blanks"
+        )
+        or default.folder,
+        python=_pattern(given.get("python"), f"{place}.python", PYTHON, "a command, or a path from / on")
+        or default.python,
+        system_site_packages=_switch(given.get("system_site_packages", False), f"{place}.system_site_packages"),
+        packages=_texts(given.get("packages"), f"{place}.packages"),
+        wheels=_text(given.get("wheels"), f"{place}.wheels"),
+        architecture=_text(given.get("architecture"), f"{place}.architecture"),
+        disk_mb=_count(given.get("disk_mb", default.disk_mb), f"{place}.disk_mb", least=0),
+        memory_mb=_count(given.get("memory_mb", default.memory_mb), f"{place}.memory_mb", least=0),
+        keep=_count(given.get("keep", default.keep), f"{place}.keep", least=1),
+    )
+
+
 def _or_nothing(spec: Any) -> Any:
     return {} if spec is None else spec
 
@@ -211,6 +271,23 @@ def _text(value: Any, place: str) -> str | None:
         msg = f"`{place}` should be a text or absent, got {value!r}"
         raise TargetError(msg)
     return value
+
+
+def _pattern(value: Any, place: str, pattern: re.Pattern[str], wanted: str) -> str | None:
+    text = _text(value, place)
+    if text is not None and (not pattern.fullmatch(text) or ".." in text.split("/")):
+        msg = f"`{place}` should be {wanted}, got {value!r}"
+        raise TargetError(msg)
+    return text
+
+
+def _texts(value: Any, place: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) and item and item[0] != "-" for item in value):
+        msg = f"`{place}` should be a list of requirements such as 'onnxruntime==1.23.2', got {value!r}"
+        raise TargetError(msg)
+    return tuple(value)
 
 
 def _count(value: Any, place: str, *, least: int, zero: str = "") -> int:

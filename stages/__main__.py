@@ -17,7 +17,8 @@ from stages.boundary import DEBUG, run
 
 CONFIGS = Path("configs")
 PARAMS = Path("params.yaml")
-SUMMARY = Path("reports/summary.json")
+REPORTS = Path("reports")
+ONNX = Path("artifacts/onnx")
 OVERRIDES = typer.Argument(help="Changes on top of configs/, such as `student=vit_small distill.rank=32`.")
 IMAGES = typer.Option(
     "--images", help="Your images: one subfolder per class, or train, val and test with such subfolders."
@@ -31,6 +32,10 @@ PRECISION = typer.Option("--precision", help="What the file claims to be: int8, 
 TARGETS = typer.Option("--target", help="May be repeated; default: all targets of params.yaml.")
 SECTION = typer.Argument(help="A target of params.yaml, or a file of configs/target/.", metavar="TARGET")
 JSON = typer.Option("--json", help="Print JSON.")
+HOSTS = typer.Option("--target", help="May be repeated; default: all targets of params.yaml that have a `host`.")
+VARIANT = typer.Option("--variant", help="Of the target's variants; default: the one that the report chose for it.")
+RELEASE = typer.Option("--to", help="Name or number of a release, as `slad status` shows them.")
+FOLDER = typer.Argument(help="Folder to write the wheel to.")
 RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -68,7 +73,9 @@ def repro(
     # DVC and the stages it starts must come from the environment that this command runs in.
     scripts = Path(sys.executable).parent
     path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
-    done = subprocess.run([str(scripts / "dvc"), "repro"], env=os.environ | {"PATH": path}, check=False)
+    # One target that fails keeps none of the others from being built and measured.
+    command = [str(scripts / "dvc"), "repro", "--keep-going"]
+    done = subprocess.run(command, env=os.environ | {"PATH": path}, check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
     table()
@@ -106,6 +113,42 @@ def spec(target: Annotated[str, SECTION]) -> None:
     run(lambda: _print_spec(target))
 
 
+@app.command()
+def deploy(
+    *,
+    target: Annotated[list[str] | None, HOSTS] = None,
+    variant: Annotated[str | None, VARIANT] = None,
+) -> None:
+    """Install the chosen variant on the devices of targets with a `host`, over SSH, and let it serve.
+
+    The engine is built on the device, or taken over where it was measured there, and tested before one rename makes the
+    new release current. Whatever fails, the earlier release goes on serving.
+    """
+    run(lambda: _deploy(target or [], variant))
+
+
+@app.command()
+def rollback(
+    *,
+    target: Annotated[list[str] | None, HOSTS] = None,
+    to: Annotated[str | None, RELEASE] = None,
+) -> None:
+    """Let the release before the current one serve again, after testing it."""
+    run(lambda: _roll_back(target or [], to))
+
+
+@app.command()
+def status(*, target: Annotated[list[str] | None, HOSTS] = None, as_json: Annotated[bool, JSON] = False) -> None:
+    """Say which release serves on the device of each target, and which ones are kept."""
+    run(lambda: _status(target or [], as_json=as_json))
+
+
+@app.command()
+def wheel(folder: Annotated[Path, FOLDER] = Path("dist")) -> None:
+    """Write the device package as a wheel, for devices that are not reached over SSH."""
+    run(lambda: _write_wheel(folder))
+
+
 def _own(images: Path | None) -> list[str]:
     """The overrides that stand for --images."""
     from pipeline.base.compose import quoted
@@ -125,7 +168,8 @@ def _sync(overrides: list[str], *, reset: bool, try_devices: bool = False) -> No
     from pipeline.base.compose import compose_params, joined_overrides, recorded_overrides, to_yaml
     from pipeline.base.params import Params, validate
     from pipeline.parts.sources.listing import existing
-    from stages.targets import check_devices, check_targets
+    from stages.devices import check_devices
+    from stages.targets import check_targets
 
     earlier = [] if reset else recorded_overrides(PARAMS)
     composed = compose_params(CONFIGS, joined_overrides(earlier, overrides))
@@ -142,20 +186,79 @@ def _sync(overrides: list[str], *, reset: bool, try_devices: bool = False) -> No
 
 
 def _doctor(targets: list[str], *, as_json: bool) -> None:
-    from platformdirs import user_cache_path
-
-    from deploy.doctor import check_targets, examine
+    from deploy.doctor import check_targets
     from deploy.doctor_text import to_text
-    from pipeline.base.compose import target_section, target_sections
+    from stages.devices import examine_all, raise_failed
 
-    names = targets or list(target_sections(PARAMS))
-    report = examine(
-        {name: target_section(name, params=PARAMS, configs=CONFIGS) for name in names},
-        folders=[Path("artifacts"), Path(".dvc/cache"), user_cache_path("slad-edge")],
-        on_progress=lambda line: typer.echo(line, err=True),
+    found = examine_all(targets, params=PARAMS, configs=CONFIGS)
+    reports = {"this machine": found["here"]} if found["here"] else {}
+    reports |= {f"the device of {name}": report for name, report in found["devices"].items()}
+    if as_json:
+        failed = {name: str(error) for name, error in found["failed"].items()}
+        typer.echo(json.dumps({**found, "failed": failed}, indent=2))
+    else:
+        for name, report in reports.items():
+            heading = f"{name[0].upper()}{name[1:]}\n\n" if len(reports) > 1 else ""
+            typer.echo(heading + to_text(report))
+    raise_failed(found["failed"], total=len(found["failed"]) + len(reports))
+    check_targets({name: each for report in reports.values() for name, each in report["targets"].items()})
+
+
+def _deploy(targets: list[str], variant: str | None) -> None:
+    from deploy.remote.releases import deploy as deploy_to
+    from stages.devices import choose, deployed_line, raise_failed, remote_sections, side_by_side
+
+    sections = remote_sections(targets, params=PARAMS, configs=CONFIGS)
+    chosen = {
+        name: choose(name, section, wish=variant, reports=REPORTS, onnx=ONNX) for name, section in sections.items()
+    }
+    done, failed = side_by_side(
+        sections,
+        lambda name, section, say: deploy_to(
+            name,
+            section,
+            variant=chosen[name].variant,
+            engine_sha256=chosen[name].engine_sha256,
+            onnx_root=ONNX,
+            say=say,
+        ),
     )
-    typer.echo(json.dumps(report, indent=2) + "\n" if as_json else to_text(report), nl=False)
-    check_targets(report)
+    for name, result in done.items():
+        typer.echo(f"{name}: {deployed_line(chosen[name].variant, result)}")
+    raise_failed(failed, total=len(sections))
+
+
+def _roll_back(targets: list[str], to: str | None) -> None:
+    from deploy.remote.releases import roll_back
+    from stages.devices import raise_failed, remote_sections, rolled_back_line, side_by_side
+
+    sections = remote_sections(targets, params=PARAMS, configs=CONFIGS)
+    done, failed = side_by_side(sections, lambda name, section, say: roll_back(name, section, to=to, say=say))
+    for name, result in done.items():
+        typer.echo(f"{name}: {rolled_back_line(result)}")
+    raise_failed(failed, total=len(sections))
+
+
+def _status(targets: list[str], *, as_json: bool) -> None:
+    from deploy.remote.releases import status as status_of
+    from stages.devices import raise_failed, remote_sections, side_by_side, status_text
+
+    sections = remote_sections(targets, params=PARAMS, configs=CONFIGS)
+    found, failed = side_by_side(sections, lambda name, section, say: status_of(name, section, say=say))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        typer.echo(status_text(found, sections), nl=False)
+    raise_failed(failed, total=len(sections))
+
+
+def _write_wheel(folder: Path) -> None:
+    from deploy.files import write_bytes
+    from deploy.remote.wheel import device_wheel
+
+    made = device_wheel()
+    write_bytes(folder / made.file, made.content)
+    typer.echo(f"{folder / made.file}: {len(made.content) / 1e3:.0f} kB")
 
 
 def _print_spec(target: str) -> None:
@@ -173,7 +276,7 @@ def _print_table() -> None:
     from pipeline.steps.report.records import read_json
     from pipeline.steps.report.table import print_table, summary_rows
 
-    print_table(summary_rows(read_json(SUMMARY)), Console())
+    print_table(summary_rows(read_json(REPORTS / "summary.json")), Console())
 
 
 def _lint(model: Path, targets: list[str], precision: str | None) -> None:

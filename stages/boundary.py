@@ -1,7 +1,7 @@
 """The process boundary of every stage: expected errors become one line and an exit code, the rest a traceback.
 
 Exit codes: 0 done, 2 parameters or target options, 3 data, 4 weights or models, 5 parity or accuracy budget, 6 bundle,
-7 engine, 8 runtime missing, 9 measurement, 130 interrupted.
+7 engine, 8 runtime missing, 9 measurement, 10 another machine, 130 interrupted.
 """
 
 import os
@@ -13,6 +13,12 @@ from deploy.errors import DeployError
 from pipeline.base.errors import PipelineError
 
 DEBUG = "SLAD_DEBUG"  # set to anything: expected errors show their traceback too
+
+
+def say(line: str) -> None:
+    """Writes a line for the user, at once."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _one_line(error: Exception) -> str:
@@ -37,6 +43,6 @@ def run(stage: Callable[[], object], *, voice: TextIO | None = None) -> None:
             raise
         (voice or sys.stderr).write(f"error: {_one_line(error)}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        (voice or sys.stderr).write("interrupted; nothing was changed\n")
+    except KeyboardInterrupt as error:
+        (voice or sys.stderr).write(f"interrupted; {error or 'nothing was changed'}\n")
         sys.exit(130)

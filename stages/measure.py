@@ -1,14 +1,15 @@
 """Stage measure: accuracy and latency of every engine of a target, on its device, in one record."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from deploy.device import read_fingerprint
 from deploy.files import replaced_folder, write_text
 from deploy.measure import Timing, check_record, measure_target
+from deploy.record import RECORD
+from deploy.remote.work import at_work
 from pipeline.base.params import MeasureStage, read_target_params
-from stages.boundary import run
+from stages.boundary import run, say
 
 
 def main() -> None:
@@ -23,20 +24,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True, help="copy of the record for git and `dvc metrics`")
     args = parser.parse_args()
-    params, spec = read_target_params(args.params, MeasureStage, args.target)
+    params, section = read_target_params(args.params, MeasureStage, args.target)
+    spec, device = section.model_dump(), read_fingerprint(args.device)
+    timing = Timing(**params.measure.model_dump(), seed=params.seed)
+    here = {"onnx_root": args.onnx, "engines": args.engines, "data": args.data, "device": device, "timing": timing}
     with replaced_folder(args.output) as output:
-        record = measure_target(
-            output,
-            target=args.target,
-            spec=spec.model_dump(),
-            engines=args.engines,
-            onnx_root=args.onnx,
-            data=args.data,
-            device=read_fingerprint(args.device),
-            timing=Timing(**params.measure.model_dump(), seed=params.seed),
-            on_progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
-        )
-    write_text(args.record, (args.output / "record.json").read_text(encoding="utf-8"))
+        if spec["host"] is None:
+            record = measure_target(output, target=args.target, spec=spec, on_progress=say, **here)
+        else:
+            with at_work(args.target, spec, say=say) as work:
+                record = work.measure(output, **here)
+    write_text(args.record, (args.output / RECORD).read_text(encoding="utf-8"))
     check_record(record)
 
 

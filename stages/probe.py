@@ -5,9 +5,10 @@ from pathlib import Path
 
 from deploy.device import fingerprint
 from deploy.files import write_json
+from deploy.remote.work import at_work
 from deploy.target import read_target
 from pipeline.base.params import TargetStage, read_target_params
-from stages.boundary import run
+from stages.boundary import run, say
 
 
 def main() -> None:
@@ -17,8 +18,14 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    spec = read_target_params(args.params, TargetStage, args.target)[1]
-    write_json(args.output, fingerprint(read_target(args.target, spec.model_dump())))
+    spec = read_target_params(args.params, TargetStage, args.target)[1].model_dump()
+    target = read_target(args.target, spec)
+    if target.host is None:
+        found = fingerprint(target)
+    else:
+        with at_work(args.target, spec, say=say) as work:
+            found = work.fingerprint()
+    write_json(args.output, found)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def load(engine_path: Path, settings: Settings) -> Engine:
     except _failures() as cause:
         msg = (
             f"{engine_path}: ONNX Runtime cannot load it for {settings.precision} ({_reason(cause)}); "
-            "build it again with `dvc repro -f compile@<target>`"
+            "build it again with `dvc repro -sf compile@<target>`"
         )
         raise EngineError(msg) from cause
     return _Engine(session, engine_path, settings)

@@ -106,7 +106,7 @@ def load(engine_path: Path, settings: Settings) -> Engine:
         model = openvino.Core().import_model(openvino.Tensor(blob, shared_memory=True), device, _options(settings))
         return _Engine(openvino, model, blob, name=str(engine_path), device=device)
     except (RuntimeError, OSError, ValueError) as cause:  # the last: an empty file cannot be mapped
-        remedy = "build it again with `dvc repro -f compile@<target>`"
+        remedy = "build it again with `dvc repro -sf compile@<target>`"
         msg = f"{engine_path}: OpenVINO cannot load it ({_reason(cause)}); {remedy}"
         raise EngineError(msg) from cause
 

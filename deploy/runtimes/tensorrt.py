@@ -138,7 +138,7 @@ def load(engine_path: Path, settings: Settings) -> Engine:
     try:
         plan = engine_path.read_bytes()
     except OSError as cause:
-        msg = f"{engine_path}: TensorRT cannot load it ({cause}); build it again with `dvc repro -f compile@<target>`"
+        msg = f"{engine_path}: TensorRT cannot load it ({cause}); build it again with `dvc repro -sf compile@<target>`"
         raise EngineError(msg) from cause
     return _Engine(plan, name=str(engine_path), options=_Options.of(settings.options))
 
@@ -190,7 +190,7 @@ class _Engine:
             runtime.DLA_core = options.dla_core
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            self._fail("load it", "build it again with `dvc repro -f compile@<target>`")
+            self._fail("load it", "build it again with `dvc repro -sf compile@<target>`")
         context = engine.create_execution_context()
         if context is None:
             self._fail("make a context to run it in", "close what else uses the device's memory")

@@ -58,7 +58,7 @@ SENSITIVE = frozenset({
     "log_softmax", "linalg_vector_norm", "sum", "mean", "var", "pow", "exp", "log", "rsqrt", "cumsum",
 })  # fmt: skip
 ASSERTION = "_assert"
-REBUILD = "build it again with `dvc repro -f compile@<target>`"
+REBUILD = "build it again with `dvc repro -sf compile@<target>`"
 
 
 def version() -> str:

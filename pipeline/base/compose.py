@@ -47,9 +47,11 @@ def compose_params(configs: Path, overrides: Sequence[str]) -> DictConfig:
         # What Hydra adds names folders of this machine, or advises to append a key that would be refused.
         reason = " ".join(re.split("Config search path|To append to your config", str(error))[0].split())
         if found := re.fullmatch(r"Could not override '(.+)'\.", reason):  # nothing more: Hydra has no hint either
+            # Most keys of a target have a default and stand in no file; elsewhere a new key would be refused.
+            remedy = f"`+{found[1]}` adds it" if found[1].startswith("targets.") else "leave it out"
             reason = (
-                f"`{found[1]}` is no key of what they choose (methods, for one, differ in their keys); leave it "
-                f"out, or add --reset if it was recorded earlier"
+                f"`{found[1]}` is no key of what they choose (methods, for one, differ in their keys); {remedy}, or "
+                "add --reset if it was recorded earlier"
             )
         msg = f"{configs}/ cannot be composed with overrides {list(overrides)!r}: {reason}"
         raise ParamsError(msg) from error

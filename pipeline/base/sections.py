@@ -220,11 +220,26 @@ class TargetVariant(Section):
     precision: str
 
 
+class InstallParams(Section):
+    """How a target is installed on the machine that its `host` names; see `deploy.target.Install`."""
+
+    folder: str = "slad-edge"
+    python: str = "python3"
+    system_site_packages: bool = False
+    packages: list[str] | None = None
+    wheels: str | None = None
+    architecture: str | None = None
+    disk_mb: Annotated[int, Field(ge=0)] = 1000
+    memory_mb: Annotated[int, Field(ge=0)] = 500
+    keep: Count = 3
+
+
 class TargetParams(Section):
     """A device and what is built for it; what its runtime knows is checked by `deploy.target`, before anything runs."""
 
     runtime: str
     host: str | None = None
+    install: InstallParams = Field(default_factory=InstallParams)
     options: dict[str, str | int | bool | None] = Field(default_factory=dict)
     threads: Annotated[int, Field(ge=0)] = 0
     variants: Annotated[dict[str, TargetVariant], Field(min_length=1)]

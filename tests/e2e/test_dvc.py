@@ -1,73 +1,12 @@
 """The real `dvc` and `slad` in a fresh repository: what runs, what does not, and what is refused."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-TARGETS = ("cpu-openvino", "cpu-onnxruntime")
+from tests.clone import BIN, TARGETS
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Clone:
-    """A repository with the working tree's files, committed."""
-
-    root: Path
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command of this environment in the clone."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
-        environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-        return subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, check=False, timeout=600
-        )
-
-    def ran(self, *command: str) -> list[str]:
-        """Runs a command that must succeed, and returns the stages that it ran."""
-        done = self.run(*command)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
-
-    def outputs(self) -> dict[str, bytes]:
-        """Every output by path."""
-        files = [*self.root.glob("artifacts/**/*"), *self.root.glob("reports/*")]
-        return {str(file.relative_to(self.root)): file.read_bytes() for file in files if file.is_file()}
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Clone:
-    root = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "start"]):
-        subprocess.run([*git, *command], cwd=root, check=True)
-    for key, value in (("user.name", "test"), ("user.email", "test@example.com")):
-        subprocess.run(["git", "config", key, value], cwd=root, check=True)
-    return Clone(root)
-
-
-@pytest.fixture(scope="module")
-def finished(clone) -> Clone:
-    """The clone after `slad repro` of the quick experiment."""
-    done = clone.run("slad", "repro", "experiment=quick")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (clone.root / "printed.txt").write_text(done.stdout)
-    return clone
 
 
 def test_repro_ends_with_the_table_and_the_report(finished):
@@ -79,9 +18,10 @@ def test_repro_ends_with_the_table_and_the_report(finished):
     assert "<html" in (finished.root / "reports/report.html").read_text()
 
 
-def test_a_second_repro_runs_nothing_and_the_status_is_clean(finished):
-    assert finished.ran("dvc", "repro") == []
-    assert "up to date" in finished.run("dvc", "status").stdout
+def test_a_second_repro_asks_the_devices_and_runs_nothing_else(finished):
+    assert sorted(finished.all_ran("dvc", "repro")) == sorted(f"probe@{target}" for target in TARGETS)
+    told = finished.run("dvc", "status").stdout.split()
+    assert sorted(told) == sorted(word for target in TARGETS for word in (f"probe@{target}:", "always", "changed"))
 
 
 def test_overrides_stay_until_reset(finished):

@@ -84,7 +84,7 @@ def test_doctor_and_spec_of_a_target_that_is_only_a_file(slad, tmp_path):
     (tmp_path / "configs/target/mine.yaml").write_text(yaml.safe_dump(section))
     examined = slad("doctor", "--target", "mine", "--target", "cpu-onnxruntime", "--json")
     assert examined.exit_code == 7
-    verdicts = {name: each["verdict"] for name, each in json.loads(examined.stdout)["targets"].items()}
+    verdicts = {name: each["verdict"] for name, each in json.loads(examined.stdout)["here"]["targets"].items()}
     assert verdicts == {"mine": "will not work", "cpu-onnxruntime": "will work"}
     for refused in (("doctor", "--target", "yours"), ("spec", "yours")):
         assert slad(*refused).exit_code == 2

@@ -46,8 +46,10 @@ def test_a_device_needs_no_host_package(finished, tmp_path, runtime):
         finished.root / "artifacts/data",
     )
     deploy("measure", *here, *measuring, "--engines", "engines", "--output", "measured")
-    printed = deploy("predict", "--bundle", onnx / "int8", "--engine", "engines/int8", *test_images)
+    printed = deploy("run", "--bundle", onnx / "int8", "--engine", "engines/int8", *test_images)
+    tested = deploy("selftest", "--bundle", onnx / "int8", "--engine", "engines/int8")
 
+    assert tested.startswith(f"int8 on {target}: relative error ")
     assert [line.split("\t")[0] for line in printed.splitlines()] == [str(image) for image in test_images]
     record = json.loads((tmp_path / "measured/record.json").read_text())
     ours = json.loads((finished.root / f"reports/{target}.json").read_text())

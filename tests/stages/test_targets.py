@@ -11,7 +11,8 @@ from deploy.runtimes import RUNTIMES
 from pipeline.base.compose import compose_params, to_yaml
 from pipeline.base.params import Params, validate
 from pipeline.base.sections import TargetParams
-from stages.targets import check_devices, check_targets
+from stages.devices import check_devices
+from stages.targets import check_targets
 
 CONFIGS = Path("configs")
 FILES = sorted(file.stem for file in (CONFIGS / "target").glob("*.yaml"))
@@ -36,7 +37,7 @@ def test_every_runtime_has_a_target():
 CPU = "targets.cpu-openvino"
 FAULTS = {
     f"+{CPU}.options={{devcie: GPU}}": r"`targets.cpu-openvino.options.devcie` is unknown; known keys: device, perf",
-    f"+{CPU}.host=me@board": "`targets.cpu-openvino.host` is 'me@board', but engines are built",
+    f"{CPU}.host=-oProxyCommand": "`targets.cpu-openvino.host` should be a name that ssh takes, such as user@jetson, g",
     f"{CPU}.runtime=tflite": "`targets.cpu-openvino.runtime` 'tflite' is unknown; known ones: onnxruntime, openvino",
     f"{CPU}.variants.int8.precision=fp64": "`targets.cpu-openvino.variants.int8.precision` should be one of fp32",
     f"{CPU}.variants.int8.precision=bf16": "which openvino makes of a file in fp32, but 'int8' is in int8",
@@ -55,7 +56,7 @@ def test_what_no_device_could_build_is_refused_before_anything_runs(override):
 
 def test_faults_of_all_targets_are_named_at_once():
     with pytest.raises(TargetError, match=r"targets\.cpu-openvino\.host.*; `targets\.cpu-onnxruntime\.options\.x`"):
-        check_targets(composed(f"+{CPU}.host=me@board", "+targets.cpu-onnxruntime.options={x: 1}"))
+        check_targets(composed(f"{CPU}.host=-v", "+targets.cpu-onnxruntime.options={x: 1}"))
 
 
 ABSENT = TargetParams(
@@ -76,6 +77,6 @@ def test_targets_that_cannot_run_here_are_refused_before_anything_runs():
 def test_a_runtime_that_is_missing_has_its_own_code(monkeypatch, others):
     missing = {"error": "runtime 'tensorrt' is not installed", "missing": True}
     absent = {name: {"error": "no GPU", "missing": False} for name in others}
-    monkeypatch.setattr("stages.targets.unfit", lambda specs: {"gpu": missing, **absent})
+    monkeypatch.setattr("stages.devices.unfit", lambda specs: {"gpu": missing, **absent})
     with pytest.raises(EngineError if others else RuntimeMissingError, match="target 'gpu': runtime 'tensorrt' is not"):
         check_devices({"gpu": ABSENT, **others})

@@ -83,6 +83,14 @@ class Target:
     state: Json
     run: Json
 
+    @property
+    def hardware(self) -> str | None:
+        """What the engines ran on, never its name in a network; None where the fingerprint does not say."""
+        place, cpu = self.device.get("place") or {}, self.device.get("cpu") or {}
+        model, cores = cpu.get("model"), cpu.get("cores")
+        found = place.get("board") or (place.get("gpu") or {}).get("name") or place.get("name") or model
+        return f"{model}, {cores} cores" if found is not None and found == model and cores else found
+
     def variant(self, name: str) -> Variant | None:
         """The measured variant of this name, if there is one."""
         return next((variant for variant in self.variants if variant.name == name), None)

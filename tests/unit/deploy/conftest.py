@@ -30,8 +30,8 @@ class Plant:
     data: Path
 
 
-def weights() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
+def weights(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
     return {
         "conv": (rng.normal(size=(8, 3, 3, 3)) * 0.3).astype(np.float32),
         "fc": (rng.normal(size=(8 * 8 * 8, CLASSES)) * 0.1).astype(np.float32),
@@ -56,14 +56,14 @@ def conv(source: str, kernel: str, target: str) -> onnx.NodeProto:
     return helper.make_node("Conv", [source, kernel], [target], strides=[2, 2], pads=[1, 1, 1, 1], kernel_shape=[3, 3])
 
 
-def save_fp32(path: Path) -> None:
+def save_fp32(path: Path, *, seed: int) -> None:
     nodes = [
         conv("image", "conv", "c"),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
         helper.make_node("Gemm", ["f", "fc", "bias"], ["logits"]),
     ]
-    save_model(path, nodes, weights())
+    save_model(path, nodes, weights(seed))
 
 
 def fake_quantize(source: str, scale: str, target: str) -> list[onnx.NodeProto]:
@@ -73,8 +73,8 @@ def fake_quantize(source: str, scale: str, target: str) -> list[onnx.NodeProto]:
     ]
 
 
-def save_int8(path: Path) -> None:
-    arrays = weights()
+def save_int8(path: Path, *, seed: int) -> None:
+    arrays = weights(seed)
     initializers: dict[str, np.ndarray] = {"zero": np.int8(0), "s_in": np.float32(0.03), "s_mid": np.float32(0.06)}
     initializers |= {"s_out": np.float32(0.2), "bias": arrays["bias"]}
     nodes = []
@@ -110,9 +110,10 @@ def listing(folder: Path, *names: str) -> dict[str, dict]:
     }
 
 
-def save_bundle(folder: Path, precision: str) -> None:
+def save_bundle(folder: Path, precision: str, *, seed: int = 0) -> None:
+    """Writes a bundle; another seed makes another model of the same form."""
     folder.mkdir(parents=True)
-    (save_fp32 if precision == "fp32" else save_int8)(folder / "model.onnx")
+    (save_fp32 if precision == "fp32" else save_int8)(folder / "model.onnx", seed=seed)
     inputs = np.random.default_rng(1).normal(size=(8, 3, SIDE, SIDE)).astype(np.float32)
     np.savez(folder / "golden.npz", inputs=inputs, outputs=reference(folder / "model.onnx", inputs))
     content = {

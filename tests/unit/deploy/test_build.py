@@ -118,7 +118,7 @@ def test_unknown_option_is_refused_before_anything_is_built(build, runtime, spec
 
 
 def test_fingerprint_of_another_machine_is_refused(build, runtime, spec_of, device, tmp_path):
-    with pytest.raises(EngineError, match=r"memory_gb .*; run `dvc repro -f probe@here`"):
+    with pytest.raises(EngineError, match=r"memory_gb .*; run `dvc repro probe@here`"):
         build(spec_of(runtime), device={**device, "memory_gb": 4096})
     assert not (tmp_path / "out").exists()
 

@@ -46,8 +46,8 @@ def ask(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "facts", lambda folders: found)
     monkeypatch.setattr(doctor, "try_runtime", trial)
 
-    def examined(here=False, **targets):
-        return examine(targets, folders=[], here=here)
+    def examined(**targets):
+        return examine(targets, folders=[])
 
     examined.facts = found
     return examined
@@ -69,7 +69,7 @@ def test_targets_that_work_and_their_skipped_variants(ask):
         "good": "will work",
         "part": "will work",
     }
-    check_targets(report)
+    check_targets(report["targets"])
     said = lines(report)
     assert "verdict will work" in said
     assert "runtime onnxruntime, provider tensorrt, workspace_mb 512" in said
@@ -93,30 +93,20 @@ def test_a_target_that_will_not_work_says_why(ask, name, error, words):
     report = ask(good=spec(), **{name: spec()})
     assert any(line.startswith("verdict will not work: ") for line in lines(report))
     with pytest.raises(error, match=words):
-        check_targets(report)
+        check_targets(report["targets"])
 
 
 def test_a_fault_that_no_installation_mends_decides_the_code(ask):
     with pytest.raises(EngineError, match="2 of 3 targets .*: missing, refused; the report says why"):
-        check_targets(ask(good=spec(), missing=spec(), refused=spec(options={"provider": "cuda"})))
+        check_targets(ask(good=spec(), missing=spec(), refused=spec(options={"provider": "cuda"}))["targets"])
 
 
 def test_the_power_mode_that_a_target_wants(ask):
-    check_targets(ask(good=spec(power_mode="MODE_15W")))
+    check_targets(ask(good=spec(power_mode="MODE_15W"))["targets"])
     report = ask(good=spec(power_mode="MAXN_SUPER"))
     assert "power mode MODE_15W, MAXN_SUPER is wanted" in lines(report)
     with pytest.raises(EngineError, match=r"the power mode is 'MODE_15W', and only in 'MAXN_SUPER' .* nvpmodel"):
-        check_targets(report)
-
-
-def test_a_target_of_another_machine_is_asked_there(ask):
-    away = spec(host="user@board")
-    report = ask(refused=away)
-    check_targets(report)
-    assert "host user@board" in lines(report)
-    assert any("`slad spec refused > spec.json`" in line for line in lines(report))
-    with pytest.raises(EngineError):
-        check_targets(ask(here=True, refused=away))
+        check_targets(report["targets"])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_missing_engine_and_missing_folder(folder, device, tmp_path):
 )
 def test_engine_of_another_machine(folder, device, edit, key, value, phrase):
     edit(folder / "manifest.json", **{f"device__{key}": value})
-    with pytest.raises(EngineError, match=f"{phrase}.*; build it again with `dvc repro -f compile@here`"):
+    with pytest.raises(EngineError, match=f"{phrase}.*; build it again with `dvc repro -sf compile@here`"):
         load_engine(folder, device=device)
 
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy import files
-from deploy.files import replaced_folder, sha256_file, write_json, write_text
+from deploy.files import remove_folder, remove_leftovers, replaced_folder, sha256_file, write_json, write_text
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -149,3 +150,27 @@ def test_a_kill_midway_leaves_the_old_folder_untouched(tmp_path):
     with replaced_folder(target) as folder:
         (folder / "new").touch()
     assert (names(target), names(tmp_path)) == ({"new"}, {"out"})
+
+
+def test_a_folder_goes_by_its_name_first(tmp_path, monkeypatch):
+    (tmp_path / "a/b").mkdir(parents=True)
+
+    def cut(path):
+        raise OSError(errno.EIO, "cut short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut)
+        with pytest.raises(OSError, match="cut short"):
+            remove_folder(tmp_path / "a")
+    assert [each.name for each in tmp_path.iterdir()] == [f".a.gone-{os.getpid()}"]
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_processes_that_run_stay_where_others_are_at_work(tmp_path):
+    for name in (".a.new-1", ".a.gone-999999999", ".b.wheels", "c"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path, shared=True)
+    assert {each.name for each in tmp_path.iterdir()} == {".a.new-1", "c"}
+    remove_leftovers(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"c"}

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from deploy.bundle import load_bundle, load_golden
 from deploy.errors import BundleError, EngineError
-from deploy.golden import check_golden
+from deploy.golden import GoldenCheck, check_golden
 
 
 class Replay:
@@ -34,6 +36,16 @@ def test_error_is_relative_to_the_largest_output_and_judged_by_precision(bundle,
     check = check_golden(Replay(loaded, off_by_two_percent), loaded, precision=precision)
     assert check.relative_error == pytest.approx(0.02, rel=1e-4)
     assert check.passed is passed
+
+
+def test_a_check_that_was_not_passed_is_an_error():
+    check = GoldenCheck(relative_error=0.02, tolerance=0.05, argmax_agreement=1.0)
+    check.require("engine 'v'", remedy="build it")
+    assert str(check) == "relative error 0.02 (at most 0.05)"
+    for error in (0.06, float("nan")):
+        words = rf"^engine 'v': relative error {error:g} on the golden inputs, at most 0\.05 allowed; build it$"
+        with pytest.raises(EngineError, match=words):
+            replace(check, relative_error=error).require("engine 'v'", remedy="build it")
 
 
 def test_argmax_agreement_is_a_share(bundle):

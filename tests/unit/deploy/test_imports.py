@@ -22,7 +22,7 @@ found = [module.name for module in pkgutil.walk_packages(deploy.__path__, "deplo
 assert len(found) > 15, found
 for name in found:
     importlib.import_module(name)
-lazy = {"openvino", "onnxruntime"} & set(sys.modules)
+lazy = {"openvino", "onnxruntime", "cv2"} & set(sys.modules)
 assert not lazy, f"imported before they are used: {lazy}"
 
 from deploy.device import fingerprint

@@ -28,10 +28,10 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("fingerprint", "build", "measure", "predict"))
+    assert all(name in text for name in ("fingerprint", "build", "measure", "run", "selftest"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["predict"], ["nonsense"]])
+@pytest.mark.parametrize("arguments", [[], ["run"], ["nonsense"]])
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -50,7 +50,7 @@ def test_the_whole_way(plant, files, spec, tmp_path, capsys):
     assert json.loads((tmp_path / "measured" / "record.json").read_text())["failed"] == {}
     engine = ["--bundle", str(plant.onnx_root / "fp32"), "--engine", str(tmp_path / "compiled" / "fp32")]
     images = sorted(str(path) for path in (plant.data / "images").rglob("*.png"))[:2]
-    assert main(["predict", *engine, *images]) == 0
+    assert main(["run", *engine, *images]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == images
     assert all(line[1] in ("circle", "cross", "line", "square") and 0.25 <= float(line[2]) <= 1 for line in lines)
@@ -72,16 +72,18 @@ def test_expected_error_is_one_line_with_its_code(capsys, spec, tmp_path):
 def test_errors_name_the_commands_of_a_device(plant, engines, device, runtime, spec_of, tmp_path, capsys):
     next((engines / "fp32").glob("engine.*")).write_bytes(b"cut")
     arguments = ["--bundle", str(plant.onnx_root / "fp32"), "--engine", str(engines / "fp32"), "x.png"]
-    assert main(["predict", *arguments]) == 7
+    assert main(["run", *arguments]) == 7
     assert "; build it again with `python -m deploy build`" in capsys.readouterr().err
-    words = "run `dvc repro -f probe@here` on the device, see `slad doctor`"
+    words = "run `dvc repro probe@here` on the device, see `slad doctor`"
     assert (
         module._on_a_device(words) == "run `python -m deploy fingerprint` on the device, see `python -m deploy doctor`"
     )
+    words = "x.png: no such file; restore it, or run `dvc repro prepare` to index the folder again"
+    assert module._on_a_device(words) == "x.png: no such file; restore it"
 
 
 def test_debug_shows_the_error_itself(tmp_path):
-    arguments = ["predict", "--debug", "--bundle", str(tmp_path), "--engine", str(tmp_path), "x.png"]
+    arguments = ["run", "--debug", "--bundle", str(tmp_path), "--engine", str(tmp_path), "x.png"]
     with pytest.raises(BundleError):
         main(arguments)
     assert main([argument for argument in arguments if argument != "--debug"]) == 6
@@ -120,16 +122,16 @@ def test_ctrl_c_and_system_errors(monkeypatch, capsys):
     assert "error: [Errno 28] No space left on device; check the path" in capsys.readouterr().err
 
 
-def test_predict_refuses_the_bundle_of_another_model(plant, engines, capsys):
+def test_run_refuses_the_bundle_of_another_model(plant, engines, capsys):
     arguments = ["--bundle", str(plant.onnx_root / "int8"), "--engine", str(engines / "fp32"), "x.png"]
-    assert main(["predict", *arguments]) == 7
+    assert main(["run", *arguments]) == 7
     assert "name the bundle 'fp32'" in capsys.readouterr().err
 
 
 def test_start_imports_nothing_heavy():
     code = (
         "import sys, deploy.__main__\n"
-        "heavy = {'numpy', 'PIL', 'openvino', 'onnxruntime'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'PIL', 'cv2', 'openvino', 'onnxruntime'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -137,6 +139,6 @@ def test_start_imports_nothing_heavy():
 
 def test_masks_are_asked_of_models_of_masks_alone(plant, engines, tmp_path, capsys):
     arguments = ["--bundle", str(plant.onnx_root / "fp32"), "--engine", str(engines / "fp32"), "x.png"]
-    assert main(["predict", "--masks", str(tmp_path / "masks"), *arguments]) == 2
+    assert main(["run", "--masks", str(tmp_path / "masks"), *arguments]) == 2
     assert "gives images a class; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()

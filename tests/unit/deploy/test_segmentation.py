@@ -175,14 +175,14 @@ def test_a_bundle_of_another_shape_or_task_is_refused(tmp_path, task, shape, wor
         load_bundle(tmp_path / "fp32")
 
 
-def predict(root, *arguments):
-    return main(["predict", "--bundle", str(root / "onnx/fp32"), "--engine", str(root / "engines/fp32"), *arguments])
+def run(root, *arguments):
+    return main(["run", "--bundle", str(root / "onnx/fp32"), "--engine", str(root / "engines/fp32"), *arguments])
 
 
-def test_predict_prints_shares_and_writes_masks_of_the_images_size(masked, capsys):
+def test_run_prints_shares_and_writes_masks_of_the_images_size(masked, capsys):
     root, _ = masked
     images = [str(root / f"data/images/images/{number}.png") for number in range(2)]
-    assert predict(root, "--masks", str(root / "out/masks"), *images) == 0
+    assert run(root, "--masks", str(root / "out/masks"), *images) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == images
     for path, *shares in lines:
@@ -195,19 +195,50 @@ def test_predict_prints_shares_and_writes_masks_of_the_images_size(masked, capsy
     assert len(list((root / "out/masks").iterdir())) == 2
 
 
-def test_predict_writes_no_two_masks_to_one_file(masked, capsys):
+def test_run_writes_no_two_masks_to_one_file(masked, capsys):
     root, _ = masked
     image = str(root / "data/images/images/0.png")
-    assert predict(root, "--masks", str(root / "out"), image, image) == 2
+    assert run(root, "--masks", str(root / "out"), image, image) == 2
     assert "would both leave" in capsys.readouterr().err
     assert not (root / "out").exists()
 
 
-def test_predict_replaces_no_image_with_its_mask(masked, capsys):
+def test_masks_of_a_folder_lie_as_its_images_do(masked, capsys):
+    root, _ = masked
+    images = root / "photos"
+    for place in ("a", "b/c"):
+        (images / place).mkdir(parents=True)
+        (images / place / "0.png").write_bytes((root / "data/images/images/0.png").read_bytes())
+    assert run(root, "--masks", str(root / "out"), "--json", str(images)) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["name"] for answer in answers] == [str(images / "a/0.png"), str(images / "b/c/0.png")]
+    assert all(list(answer["shares"]) == LABELS for answer in answers)
+    assert sorted(path for path in (root / "out").rglob("*.png")) == [root / "out/a/0.png", root / "out/b/c/0.png"]
+    assert run(root, "--masks", str(images / "out"), str(images)) == 2
+    assert "lies in the folder of images" in capsys.readouterr().err
+
+
+def test_each_frame_of_a_camera_has_its_mask(masked, capsys, monkeypatch):
+    root, _ = masked
+    frames = [Image.new("RGB", (30, 20), (shade, 0, 0)) for shade in (0, 90)]
+    monkeypatch.setattr("deploy.sources.opencv", lambda: None)
+    monkeypatch.setattr("deploy.sources.camera_frames", lambda place, name: (frame for frame in frames))
+    assert run(root, "--masks", str(root / "out"), "camera", str(root / "data/images/images/0.png")) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("camera:0#1\t")
+    files = sorted(path.relative_to(root / "out").as_posix() for path in (root / "out").rglob("*.png"))
+    assert files == ["0.png", "camera-0/000000.png", "camera-0/000001.png"]
+    image = root / "out/camera-0/000001.png"
+    assert run(root, "--masks", str(root / "out"), "camera", str(image)) == 2
+    assert "would replace the image" in capsys.readouterr().err
+    assert run(root, "--masks", str(root / "out"), "camera:0", "camera") == 2
+    assert "camera:0 and camera:0 would both leave" in capsys.readouterr().err
+
+
+def test_run_replaces_no_image_with_its_mask(masked, capsys):
     root, _ = masked
     image = root / "data/images/images/0.png"
     before = image.read_bytes()
-    assert predict(root, "--masks", str(image.parent), str(image)) == 2
+    assert run(root, "--masks", str(image.parent), str(image)) == 2
     assert f"would replace the image {image}; name another one" in capsys.readouterr().err
     assert image.read_bytes() == before
 

@@ -2,7 +2,7 @@ import pytest
 
 from deploy.errors import TargetError
 from deploy.runtime import Settings
-from deploy.target import Target, Variant, read_target
+from deploy.target import Install, Target, Variant, read_target
 
 SPEC = {"runtime": "openvino", "threads": 2, "variants": {"fp32": {"onnx": "fp32", "precision": "fp32"}}}
 
@@ -27,7 +27,7 @@ def test_target_is_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"thread": 1}, "`targets.cpu.thread` is unknown; known keys: runtime, host, options,"),
+        ({"thread": 1}, "`targets.cpu.thread` is unknown; known keys: runtime, host, install, options,"),
         ({"runtime": "tflite"}, "`targets.cpu.runtime` 'tflite' is unknown; known ones: .*onnxruntime, openvino"),
         ({"threads": -1}, "`targets.cpu.threads` should be an integer of 0 .* got -1"),
         ({"threads": True}, "got True"),
@@ -64,6 +64,30 @@ def test_target_is_read():
         ({"variants": {"v" * 65: {}}}, "should be a plain name of at most 64 letters"),
         ({"budget": {"latency_ms": 1, "percentile": 90.0}}, "percentile .50, 90 or 99. together"),
         ({"host": ""}, "`targets.cpu.host` should be a text or absent, got ''"),
+        ({"host": 3}, "`targets.cpu.host` should be a text or absent, got 3"),
+        ({"install": ["a"]}, "`targets.cpu.install` should hold folder, python, .*, keep, got"),
+        ({"install": {"dir": "a"}}, "`targets.cpu.install.dir` is unknown; known keys: folder, python,"),
+        ({"install": {"folder": ""}}, "`targets.cpu.install.folder` should be a text or absent, got ''"),
+        ({"install": {"folder": "~/slad"}}, "install.folder` should be a folder, below the home there or absolute, wi"),
+        (
+            {"install": {"python": "~/py310/bin/python"}},
+            "install.python` should be a command, or a path from / on",
+        ),
+        ({"install": {"folder": "a/../../b"}}, "install.folder` should be a folder, .* got 'a/../../b'"),
+        ({"install": {"folder": "a b"}}, "install.folder` should be a folder, .*, without blanks, got 'a b'"),
+        ({"install": {"folder": "/"}}, "install.folder` should be a folder"),
+        ({"install": {"python": 3.11}}, "`targets.cpu.install.python` should be a text or absent, got 3.11"),
+        ({"install": {"system_site_packages": "yes"}}, "system_site_packages` should be true or false, got 'yes'"),
+        ({"install": {"packages": "numpy"}}, "packages` should be a list of requirements such as 'onnx.*, got 'numpy'"),
+        ({"install": {"packages": ["--pre"]}}, r"install.packages` should be a list of .*, got \['--pre'\]"),
+        ({"install": {"packages": [1]}}, r"install.packages` should be a list of .*, got \[1\]"),
+        ({"install": {"packages": [""]}}, r"install.packages` should be a list of .*, got \[''\]"),
+        ({"install": {"wheels": ["a"]}}, "`targets.cpu.install.wheels` should be a text or absent, got"),
+        ({"install": {"architecture": 64}}, "`targets.cpu.install.architecture` should be a text or absent, got 64"),
+        ({"install": {"disk_mb": -1}}, "`targets.cpu.install.disk_mb` should be an integer of 0 or more, got -1"),
+        ({"install": {"memory_mb": 0.5}}, "install.memory_mb` should be an integer of 0 or more, got 0.5"),
+        ({"install": {"keep": 0}}, "`targets.cpu.install.keep` should be an integer of 1 or more, got 0"),
+        ({"install": {"keep": True}}, "`targets.cpu.install.keep` should be an integer of 1 or more, got True"),
         ({"build_limit_s": 0}, "`targets.cpu.build_limit_s` should be an integer of 1 or more, got 0"),
         ({"allow_fallback": 1}, "`targets.cpu.allow_fallback` should be true or false, got 1"),
         ({"power_mode": 2}, "`targets.cpu.power_mode` should be a text or absent, got 2"),
@@ -87,3 +111,33 @@ def test_integer_option():
         read_target("gpu", {**spec, "options": {**chosen, "device": "0"}})
     with pytest.raises(TargetError, match="`targets.gpu.options.device` 1 has no effect with `provider` 'cpu'; "):
         read_target("gpu", {**spec, "options": {"device": 1}})
+
+
+HOSTS = ("jetson", "user@jetson.local", "10.0.0.2", "ssh://user@name:2222", "ssh://[fe80::1%eth0]:22", "user@fe80::1")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_is_whatever_ssh_takes(host):
+    assert read_target("cpu", {**SPEC, "host": host}).host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["-oProxyCommand=x", "a b", "a;b", "a\n", "$(a)", "a'b", "a|b", "@a", "größe", "\u0663"]
+)
+def test_a_host_that_a_shell_or_ssh_would_take_for_more_is_refused(host):
+    with pytest.raises(
+        TargetError, match="`targets.cpu.host` should be a name that ssh takes, such as user@jetson, got "
+    ):
+        read_target("cpu", {**SPEC, "host": host})
+
+
+def test_how_a_target_is_installed_is_read():
+    assert read_target("cpu", SPEC).install == read_target("cpu", {**SPEC, "install": None}).install == Install()
+    given = {
+        "folder": "/opt/slad", "python": "python3.11", "system_site_packages": True, "packages": ["numpy==2.0"],
+        "wheels": "~/wheels", "architecture": "aarch64", "disk_mb": 0, "memory_mb": 1, "keep": 1,
+    }  # fmt: skip
+    assert read_target("cpu", {**SPEC, "install": given}).install == Install(**{**given, "packages": ("numpy==2.0",)})
+    empty = dict.fromkeys(given) | {"system_site_packages": False}
+    assert read_target("cpu", {**SPEC, "install": empty}).install == Install()
+    assert read_target("cpu", {**SPEC, "install": {"packages": []}}).install.packages == ()

@@ -154,7 +154,7 @@ def test_an_engine_of_another_release_or_device_is_refused_with_its_words(tmp_pa
     build(tmp_path)
     TRT.no_engine = words
     message = refused(lambda: RUNTIME.load(tmp_path / "engine.plan", settings()))
-    assert f"TensorRT {fakes} cannot load it: {words}; build it again with `dvc repro -f" in message
+    assert f"TensorRT {fakes} cannot load it: {words}; build it again with `dvc repro -sf" in message
     assert not CUDA.memory
 
 

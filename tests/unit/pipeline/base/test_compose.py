@@ -100,7 +100,11 @@ def test_what_does_not_go_with_masks_is_one_line(overrides, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("distill.rnak=4", "`distill.rnak` is no key of what they choose (methods, for one, differ in their keys)"),
+        (
+            "distill.rnak=4",
+            "`distill.rnak` is no key of what they choose (methods, for one, differ in their keys); leave",
+        ),
+        ("targets.cpu-openvino.install.keep=2", "in their keys); `+targets.cpu-openvino.install.keep` adds it, or"),
         ("student=nobody", "nobody"),
         ("target=cpu-openvino", "Did you mean to override one of target@targets"),
         ("distill.rank=0", "`distill.rank` is 0"),

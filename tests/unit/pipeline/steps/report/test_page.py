@@ -126,6 +126,22 @@ def test_verdict_stands_in_words(project):
         assert target["words"] in text
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (None, "Intel(R) Xeon(R) Platinum 8481C, 2 cores"),
+        ({"device": "GPU", "name": "Intel(R) Arc(TM) Graphics"}, "Intel(R) Arc(TM) Graphics"),
+        ({"gpu": {"name": "NVIDIA L4"}, "board": None, "l4t": None}, "NVIDIA L4"),
+        ({"gpu": {"name": "Orin"}, "board": "NVIDIA Jetson Orin Nano"}, "NVIDIA Jetson Orin Nano"),
+        ({"gpu": None, "board": None}, "Intel(R) Xeon(R) Platinum 8481C, 2 cores"),
+    ],
+)
+def test_a_verdict_says_on_what_hardware_it_was_reached(project, place, words):
+    project.edit("measured/cpu-openvino/record.json", lambda record: record["device"].update(place=place))
+    project.build()
+    assert f"cpu-openvino {words} int8" in project.page().text("verdict")
+
+
 def test_variants_table(project):
     project.build()
     rows = project.page().rows
@@ -337,6 +353,7 @@ def test_sparse_records(project):
     assert "Teacher, validation accuracynot measured" in page.text("training")
     assert "No accuracy per epoch was recorded." in page.text("training")
     assert "The state of the device was not recorded." in page.text("device")
+    assert "device not recorded" in page.text("verdict")
     assert "no limit" in page.text("parity")
 
 
