@@ -144,6 +144,7 @@ def test_no_file_that_is_read_can_run_code(file):
             assert node.attr == "UnpicklingError", f"line {node.lineno}"
 
 
+@pytest.mark.slow  # imports every library that is compared
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
 def test_every_benchmark_fits_the_library_it_measures(file):
     if "import peft" in file.read_text() or "from peft" in file.read_text():
