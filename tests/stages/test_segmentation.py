@@ -69,7 +69,7 @@ def test_masks_go_all_the_way(segmented, capsys, monkeypatch):
     engine = root / "artifacts/compiled/cpu-openvino/int8"
     picture = images / index.parts["test"][0].path
     arguments = ["--bundle", root / "artifacts/onnx/int8", "--engine", engine, "--masks", root / "masks", picture]
-    assert main(["predict", *map(str, arguments)]) == 0
+    assert main(["run", *map(str, arguments)]) == 0
     assert capsys.readouterr().out.startswith(f"{picture}\tground 0.")
     assert np.asarray(Image.open(root / f"masks/{picture.name}")).shape == (12, 24)
 
