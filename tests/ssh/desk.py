@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.interrupts import heard
 from tests.sshd import Sshd
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,7 @@ class Desk:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heard,  # noqa: PLW1509 - it calls nothing that another thread could hold
         )
 
     def slad(self, *arguments: str, on_line: Callable[[str], object] = lambda line: None) -> Done:

@@ -14,6 +14,7 @@ from deploy.errors import EngineError
 from deploy.preprocess import load_image
 from deploy.run import run
 from deploy.sources import read_sources
+from tests.interrupts import heard
 
 
 @pytest.fixture
@@ -104,7 +105,11 @@ def test_ctrl_c_leaves_the_lines_so_far(release, images, tmp_path):
     os.mkfifo(tmp_path / "waiting.png")  # nobody writes: the program waits
     command = [sys.executable, "-m", "deploy", "run", "--bundle", release / "bundle", images[0]]
     with subprocess.Popen(
-        [*command, tmp_path / "waiting.png", images[1]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, tmp_path / "waiting.png", images[1]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,  # noqa: PLW1509 - it calls nothing that another thread could hold
     ) as process:
         try:
             assert process.stdout.readline().startswith(f"{images[0]}\t")

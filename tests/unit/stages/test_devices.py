@@ -27,6 +27,7 @@ from stages.devices import (
     status_text,
 )
 from tests.fake_device import SPEC, FakeDevice, script
+from tests.interrupts import heard
 from tests.sshd import alive
 from tests.unit.deploy.conftest import save_bundle
 
@@ -148,7 +149,12 @@ def test_ctrl_c_ends_all_machines_at_once(tmp_path):
     )
     environment = {**os.environ, "SLAD_SSH": str(script(tmp_path / "ssh", text))}
     child = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,  # noqa: PLW1509 - it calls nothing that another thread could hold
     )
     while not (tmp_path / "ids").exists() or len((tmp_path / "ids").read_text().split()) < 2:
         assert child.poll() is None
