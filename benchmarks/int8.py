@@ -25,7 +25,9 @@ import torch
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 from numpy.typing import NDArray
 
-from deploy.latency import measure_interleaved, summarise
+from benchmarks.interleaved import measure_interleaved
+from deploy.measure.statistics import summarise
+from deploy.runtime import Settings, Source
 from deploy.runtimes import get_runtime
 from pipeline.parts.bundle import save_onnx
 from pipeline.steps.export import to_onnx
@@ -63,7 +65,7 @@ PAIRS = (
 def write_models(folder: Path, name: str, image: torch.Tensor, calibration: NDArray[np.float32]) -> torch.nn.Module:
     """Writes all files that engines are built from; returns the network."""
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=CLASSES).eval()
+    model = timm.create_model(name, num_classes=CLASSES, img_size=image.shape[-1]).eval()
     exported = to_onnx(model, image, opset=OPSET)
     variants: dict[str, onnx.ModelProto] = {"fp32": exported}
     for variant, layers in (("int8", "linear"), ("int8_full", "full"), ("int8_mlp", "mlp")):
@@ -98,13 +100,15 @@ def engines(folder: Path, image: NDArray[np.float32], threads: int) -> dict[str,
     calls: dict[str, Callable[[], object]] = {}
     for number, (name, (runtime_name, file, precision)) in enumerate(CONTESTANTS.items()):
         runtime = get_runtime(runtime_name)
-        reason = runtime.supports(precision)
+        options = {option: known.default for option, known in runtime.OPTIONS.items()}
+        settings = Settings(precision=precision, threads=threads, options=options)
+        reason = runtime.supports(settings)
         if reason:
             print(f"{name} is left out: {reason}")
             continue
         path = folder / f"{number}_{runtime.ENGINE_FILE}"
-        runtime.build(folder / file, path, precision=precision, threads=threads)
-        calls[name] = partial(runtime.load(path, precision=precision, threads=threads), image)
+        runtime.build(Source(onnx=folder / file), path, settings)
+        calls[name] = partial(runtime.load(path, settings).run, image)
     return calls
 
 
@@ -137,7 +141,6 @@ def main() -> None:
             seconds=args.seconds,
             warmup_seconds=0.5,
             seed=0,
-            on_progress=lambda _: None,
         )
     found = {name: summarise(values) for name, values in samples.items()}
     print(f"{args.model}, {args.size} px, batch 1, {os.cpu_count()} cores, torch {torch.get_num_threads()} threads")

@@ -89,10 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_target(command)
     command.add_argument("--engines", type=Path, required=True, help="folder that `build` wrote")
     command.add_argument("--data", type=Path, required=True, help="data folder with index.json")
-    command.add_argument("--queries", type=int, default=664, help="minimum queries per variant (default %(default)s)")
-    command.add_argument("--seconds", type=float, default=1.0, help="minimum seconds per variant (default %(default)s)")
-    command.add_argument("--warmup-seconds", type=float, default=0.5, help="per variant (default %(default)s)")
-    command.add_argument("--profile", default="standard", help="standard, or quick: never valid (default %(default)s)")
+    text = "standard, mlperf, or quick: never valid (default %(default)s)"
+    command.add_argument("--profile", default="standard", help=text)
+    text = "MLPerf's, besides SingleStream: MultiStream, Offline"
+    command.add_argument("--scenarios", nargs="+", default=["SingleStream"], help=text)
+    command.add_argument("--queries", type=int, default=664, help="fewest of each scenario (default %(default)s)")
+    command.add_argument("--seconds", type=float, default=10.0, help="least of each scenario (default %(default)s)")
+    command.add_argument("--attempts", type=int, default=3, help="of a noisy run, at most (default %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the order of measurement (default %(default)s)")
     command = add("run", _run, "print label and probability of images, or the share of their pixels by label")
     _add_engine(command)
@@ -156,7 +159,9 @@ def _build(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     from deploy.device import read_fingerprint
     from deploy.files import replaced_folder
-    from deploy.measure import Timing, check_record, measure_target
+    from deploy.measure.budget import check_budget
+    from deploy.measure.plan import Plan
+    from deploy.measure.step import check_record, measure_target
 
     spec, device = _read_spec(options.spec), read_fingerprint(options.device)
     with replaced_folder(options.output) as folder:
@@ -168,21 +173,19 @@ def _measure(options: argparse.Namespace) -> None:
             onnx_root=options.onnx,
             data=options.data,
             device=device,
-            timing=Timing(
+            plan=Plan(
+                profile=options.profile,
+                scenarios=tuple(options.scenarios),
                 queries=options.queries,
                 seconds=options.seconds,
-                warmup_seconds=options.warmup_seconds,
-                profile=options.profile,
+                attempts=options.attempts,
                 seed=options.seed,
             ),
+            journal=options.output.with_name(f".{options.output.name}.answers"),
             on_progress=_say,
         )
-    for reason in record["invalid_reasons"]:
-        _say(f"not valid: {reason}")
-    for name, variant in record["variants"].items():
-        for phrase in variant["over_budget"]:
-            _say(f"{options.target}/{name}: over budget: {phrase}")
     check_record(record)
+    check_budget(record)
 
 
 def _run(options: argparse.Namespace) -> None:

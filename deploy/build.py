@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bundle import Bundle, load_bundle
-from deploy.device import check_device, state
+from deploy.conditions.state import power_mode
+from deploy.device import check_device
 from deploy.document import SCHEMA
 from deploy.engine import Manifest, check_placement, engine_key, write_manifest
 from deploy.errors import DeployError, EngineError, TargetError
@@ -113,7 +114,7 @@ def _build_variant(
     folder.mkdir(parents=True, exist_ok=True)
     runtime, settings = get_runtime(wanted.runtime), wanted.settings(variant.precision)
     path = folder / runtime.ENGINE_FILE
-    power_mode = state()["power_mode"]
+    mode = power_mode()
     built = build_isolated(wanted.runtime, bundle.folder, path, settings, limit_s=wanted.build_limit_s, on_wait=on_wait)
     built.golden.require(f"engine {path}", remedy="compare the exported model's parity record")
     check_placement(
@@ -135,7 +136,7 @@ def _build_variant(
         options=wanted.options,
         told=built.told,
         device=device,
-        power_mode=power_mode,
+        power_mode=mode,
         build_seconds=round(built.seconds, 3),
         placement=built.placement.as_dict(),
     )

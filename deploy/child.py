@@ -35,7 +35,8 @@ def end(child: "subprocess.Popen[Any]") -> None:
             child.kill()
     for stream in (child.stdin, child.stdout, child.stderr):
         if stream is not None:
-            stream.close()
+            with contextlib.suppress(OSError):  # what was written and not read any more
+                stream.close()
     child.wait()
 
 

@@ -192,6 +192,18 @@ class Lane:
         answer: NDArray[np.float32] = self._output.copy()
         return answer
 
+    def copy(self, image: NDArray[np.float32]) -> None:
+        """Copy an input of the input's shape in and an answer out, and wait.
+
+        Raises:
+            EngineError: the device failed.
+        """
+        self._input[...] = image
+        checked(self._cudart.cudaSetDevice(self._device), f"use GPU {self._device}")
+        self._put_on_stream(work=False)
+        checked(self._cudart.cudaStreamSynchronize(self._stream), "finish the copies")
+        self._output.copy()
+
     @contextlib.contextmanager
     def _closed_on_error(self) -> Iterator[None]:
         """Free everything at once: an error that is kept somewhere keeps this object too."""
@@ -211,14 +223,15 @@ class Lane:
             checked(cudart.cudaGraphLaunch(self._graph, self._stream), "launch the captured graph")
         checked(cudart.cudaStreamSynchronize(self._stream), "finish a query")
 
-    def _put_on_stream(self) -> None:
+    def _put_on_stream(self, *, work: bool = True) -> None:
         cudart, kinds = self._cudart, self._cudart.cudaMemcpyKind
         address, size = self._input.ctypes.data, self._input.nbytes
         checked(
             cudart.cudaMemcpyAsync(self.image, address, size, kinds.cudaMemcpyHostToDevice, self._stream),
             "copy the input to the device",
         )
-        self._enqueue(self.stream)
+        if work:
+            self._enqueue(self.stream)
         address, size = self._output.ctypes.data, self._output.nbytes
         checked(
             cudart.cudaMemcpyAsync(address, self.answer, size, kinds.cudaMemcpyDeviceToHost, self._stream),

@@ -1,6 +1,8 @@
 """One split of the data folder that `prepare` wrote: `index.json`, a CSV file, and the images it names."""
 
 import csv
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -49,6 +51,13 @@ class Split:
     items: tuple[Item, ...]
     root: Path
     ignore: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that records of this split depend on: names, classes, and the hashes of the files."""
+        items = [[item.name, item.label, item.sha256, item.mask_sha256] for item in self.items]
+        told = json.dumps([self.labels, self.ignore, items])
+        return hashlib.sha256(told.encode()).hexdigest()
 
     @property
     def masked(self) -> bool:

@@ -1,14 +1,12 @@
-"""The device: what it is (fingerprint, stable between runs) and how it is right now (state).
+"""What the device is: its fingerprint, stable between runs.
 
 An engine belongs to the machine it was built on. The fingerprint holds only what is stable: no load, temperature,
 host name, kernel build or path, so that it changes exactly when engines must be built again.
 """
 
-import contextlib
 import hashlib
 import os
 import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,12 @@ from deploy.arm import core_name
 from deploy.document import SCHEMA, read_document
 from deploy.errors import EngineError
 from deploy.files import system_text
-from deploy.nvidia import board, l4t, nvpmodel
+from deploy.kernel import CPUINFO, MEMINFO, first_match
+from deploy.nvidia import board, l4t
 from deploy.runtimes import get_runtime
 from deploy.target import Target
 
-CPUINFO = Path("/proc/cpuinfo")
-MEMINFO = Path("/proc/meminfo")
 MACHINE_ID = Path("/etc/machine-id")
-CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-THERMAL = Path("/sys/class/thermal")
-PLATFORM_PROFILE = Path("/sys/firmware/acpi/platform_profile")
 
 SALT = b"slad-edge machine_id "
 
@@ -39,9 +33,6 @@ FEATURES = frozenset({
     "sve", "sve2", "svei8mm", "svebf16", "sme", "sme2",
 })  # fmt: skip
 BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
-
-# Above this load per core, other programs certainly take turns with the one that is measured.
-BUSY_LOAD_PER_CORE = 1.5
 
 
 def fingerprint(target: Target) -> dict[str, Any]:
@@ -68,48 +59,6 @@ def fingerprint(target: Target) -> dict[str, Any]:
         "python": ".".join(platform.python_version_tuple()[:2]),
         "bf16": not BF16_FEATURES.isdisjoint(features),
     }
-
-
-def state() -> dict[str, Any]:
-    """Read the device's momentary state; what cannot be read is None."""
-    hertz = _first_match(CPUINFO, r"^cpu MHz\s*:\s*([\d.]+)")
-    kilohertz = system_text(CPUFREQ / "scaling_cur_freq")
-    available = _first_match(MEMINFO, r"^MemAvailable:\s*(\d+) kB")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "load_average": None if load is None else round(load, 2),
-        "governor": system_text(CPUFREQ / "scaling_governor"),
-        "power_mode": power_mode(),
-        "mhz": round(int(kilohertz) / 1000) if kilohertz else round(float(hertz)) if hertz else None,
-        "temperature_c": _temperature(),
-        "memory_available_mb": int(available) // 1024 if available else None,
-    }
-
-
-def power_mode() -> str | None:
-    """Name the mode: a Jetson's by `nvpmodel`, else the firmware's profile, else the CPU's governor."""
-    return nvpmodel() or system_text(PLATFORM_PROFILE) or system_text(CPUFREQ / "scaling_governor")
-
-
-def busy_reason(before: Mapping[str, Any], *, cores: int) -> str | None:
-    """Say why a measurement that starts in this state is invalid, or None.
-
-    Only the load before counts: the measurement itself keeps every core busy.
-    """
-    load = before["load_average"]
-    limit = BUSY_LOAD_PER_CORE * cores
-    if load is None or load <= limit:
-        return None
-    return (
-        f"the device was busy before the measurement: load average {load} on {cores} cores, at most {limit:g} is valid"
-    )
-
-
-def power_reason(before: Mapping[str, Any], *, wanted: str | None) -> str | None:
-    """Say why a measurement in this power mode is invalid, or None; without a wish any mode will do."""
-    if wanted is None or before["power_mode"] == wanted:
-        return None
-    return f"the device was in power mode {before['power_mode']!r}, the target asks for {wanted!r}"
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], *, place: str = "the manifest") -> list[str]:
@@ -166,24 +115,19 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _first_match(path: Path, pattern: str) -> str | None:
-    found = re.search(pattern, system_text(path) or "", re.MULTILINE)
-    return found[1].strip() if found else None
-
-
 def cpu_features() -> list[str]:
     """Return the known instruction sets, sorted; `Features` is Arm's spelling of `flags`."""
-    flags = _first_match(CPUINFO, r"^(?:flags|Features)\s*:(.*)$") or ""
+    flags = first_match(CPUINFO, r"^(?:flags|Features)\s*:(.*)$") or ""
     return sorted(FEATURES.intersection(flags.split()))
 
 
 def cpu_model() -> str:
     """Name the CPU; an Arm kernel gives numbers only, so a board's own name comes first, then the first core's."""
-    named = _first_match(CPUINFO, r"^model name\s*:(.*)$") or board()
+    named = first_match(CPUINFO, r"^model name\s*:(.*)$") or board()
     if named:
         return named
-    implementer = _first_match(CPUINFO, r"^CPU implementer\s*:(.*)$")
-    part = _first_match(CPUINFO, r"^CPU part\s*:(.*)$")
+    implementer = first_match(CPUINFO, r"^CPU implementer\s*:(.*)$")
+    part = first_match(CPUINFO, r"^CPU part\s*:(.*)$")
     if implementer and part:
         return core_name(implementer, part)
     return platform.processor() or platform.machine() or "unknown"
@@ -203,14 +147,5 @@ def _cores() -> int:
 
 
 def _memory_gb() -> int | None:
-    total = _first_match(MEMINFO, r"^MemTotal:\s*(\d+) kB")
+    total = first_match(MEMINFO, r"^MemTotal:\s*(\d+) kB")
     return round(int(total) / 2**20) if total else None
-
-
-def _temperature() -> float | None:
-    """Return the hottest thermal zone in degrees Celsius."""
-    degrees = []
-    for zone in THERMAL.glob("thermal_zone*/temp"):
-        with contextlib.suppress(ValueError):
-            degrees.append(int(system_text(zone) or "") / 1000)
-    return round(max(degrees), 1) if degrees else None

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from deploy.device import BUSY_LOAD_PER_CORE
+from deploy.conditions.rules import too_busy
 from deploy.document import SCHEMA
 from deploy.errors import EngineError, RuntimeMissingError
 from deploy.runtimes import RUNTIMES, get_runtime
@@ -91,16 +91,17 @@ def _judge(target: Target, answer: Mapping[str, Any], found: Mapping[str, Any]) 
     if variants and all(variants.values()):
         reasons.append(f"no variant can run here; add one in another precision to configs/target/{target.name}.yaml")
     mode = found["state"]["power_mode"]
-    if target.power_mode not in (None, mode):
+    wanted = target.conditions.power_mode
+    if wanted not in (None, mode):
         reasons.append(
-            f"the power mode is {mode!r}, and only in {target.power_mode!r} are measurements valid; set it "
-            f"(on a Jetson `sudo nvpmodel -p --verbose` lists the modes) or change `power_mode` of the target"
+            f"the power mode is {mode!r}, and only in {wanted!r} are measurements valid; set it "
+            "(on a Jetson `sudo nvpmodel -p --verbose` lists the modes) or change the target's `conditions.power_mode`"
         )
     return {
         **_outline(target),
         "place": value["place"],
         "variants": variants,
-        "power_mode": {"wanted": target.power_mode, "found": mode},
+        "power_mode": {"wanted": wanted, "found": mode},
         "verdict": FAILS if reasons else WORKS,
         "reasons": reasons,
         "missing": bool(answer.get("missing")),
@@ -131,9 +132,9 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     room = min((each for each in (available, limit) if each is not None), default=None)
     if room is not None and room < MEMORY_MB:
         warnings.append(f"only {room} MB of memory are free: a build may be killed; end other programs")
-    load, cores = found["state"]["load_average"], found["cpu"]["cores"]
-    if load is not None and load > BUSY_LOAD_PER_CORE * cores:
-        warnings.append(f"the load average is {load} on {cores} cores: measurements are not valid until it falls")
+    busy = too_busy(found["state"])
+    if busy:
+        warnings.append(f"the machine is busy, {busy}: measurements are not valid until it falls")
     warnings += [
         f"{device['device']} ({device['vendor']}) is closed to this account; run `sudo usermod -aG render $USER` and "
         "log in again"

@@ -70,7 +70,7 @@ def _nvidia(found: Mapping[str, Any]) -> Rows:
 def _state(found: Mapping[str, Any]) -> Rows:
     now, memory = found["state"], found["memory"]
     yield "power mode", now["power_mode"] or UNKNOWN
-    yield "governor", now["governor"] or UNKNOWN
+    yield "governor", now["cpu"]["governor"] or UNKNOWN
     yield "temperature", UNKNOWN if now["temperature_c"] is None else f"{now['temperature_c']} °C"
     yield "load", UNKNOWN if now["load_average"] is None else f"{now['load_average']} on {found['cpu']['cores']} cores"
     if memory["total_mb"] is None:

@@ -108,13 +108,23 @@ def read_document(path: Path, *, error: type[DeployError], remedy: str, schema: 
         DeployError: of kind `error`, when the file is missing, is no JSON object, or has another schema version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         msg = f"{path}: no such file; {remedy}"
         raise error(msg) from None
     except OSError as cause:
         msg = f"{path}: cannot be read ({cause.strerror}); {remedy}"
         raise error(msg) from cause
+    except UnicodeDecodeError as cause:
+        msg = f"{path}: is not valid JSON ({cause}); {remedy}"
+        raise error(msg) from cause
+    return parse_document(text, path=path, error=error, remedy=remedy, schema=schema)
+
+
+def parse_document(text: str, *, path: Path, error: type[DeployError], remedy: str, schema: int = SCHEMA) -> Document:
+    """Take a text for the JSON object of a file; see `read_document`."""
+    try:
+        content = json.loads(text)
     except (ValueError, RecursionError) as cause:
         msg = f"{path}: is not valid JSON ({str(cause).splitlines()[0]}); {remedy}"
         raise error(msg) from cause

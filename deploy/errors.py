@@ -8,8 +8,10 @@ Every message is one line that says what, which value, where, and what to do.
     |- BundleError          6   a bundle or data index is missing, tampered with, or leaves its folder
     |- EngineError          7   an engine is foreign, stale, truncated, or fails its self-test
     |- RuntimeMissingError  8   the runtime, or OpenCV for a camera, is not installed
-    |- MeasureError         9   a measurement cannot be made or is incomplete
-    `- DeviceError         10   another machine cannot be reached, or is not fit for what is asked of it
+    |- MeasureError         9   a measurement cannot be made, is incomplete, or cannot be compared with another
+    |- DeviceError         10   another machine cannot be reached, or is not fit for what is asked of it
+    |- OverBudgetError     11   no variant keeps its target's budget
+    `- RegressionError     12   a measurement is worse than an earlier one
 """
 
 from typing import ClassVar
@@ -52,7 +54,7 @@ class RuntimeMissingError(DeployError):
 
 
 class MeasureError(DeployError):
-    """A measurement cannot be made, or some of its variants failed."""
+    """A measurement cannot be made or compared with another, or some of its variants failed."""
 
     exit_code = 9
 
@@ -61,6 +63,18 @@ class DeviceError(DeployError):
     """Another machine cannot be reached, or is not fit for what is asked of it."""
 
     exit_code = 10
+
+
+class OverBudgetError(DeployError):
+    """No variant of a target keeps the budget that the target has."""
+
+    exit_code = 11
+
+
+class RegressionError(DeployError):
+    """A measurement is worse than the one it is compared with, by more than is accepted."""
+
+    exit_code = 12
 
 
 def error_of(code: int) -> type[DeployError]:

@@ -12,22 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from deploy.bundle import load_bundle
 from deploy.child import end, how_it_ended, start, voice
-from deploy.device import state
+from deploy.conditions.cpu import memory
 from deploy.errors import BundleError, DeployError, EngineError, RuntimeMissingError
-from deploy.files import system_text
 from deploy.golden import GoldenCheck, check_golden
 from deploy.runtime import Placement, Settings, Source
 from deploy.runtimes import get_runtime
 
 SAY_EVERY_S = 10.0
-STATUS = Path("/proc/self/status")
 # Of the host's memory; a GPU's is the runtime's own to speak of.
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|failed to allocate memory for requested", re.IGNORECASE)
-RUN_LIMIT_S = 600.0
 SPARE = "end other programs, add swap, or take a smaller model"
 KINDS = {kind.__name__: kind for kind in (EngineError, BundleError, RuntimeMissingError)}
 
@@ -73,36 +68,11 @@ def build_isolated(
         BundleError: the bundle has no golden answers for this precision.
         RuntimeMissingError: the runtime is not installed.
     """
-    request = {"do": "build", "bundle": str(bundle), "engine": str(engine_path), **_of(runtime, settings)}
+    request = {"bundle": str(bundle), "engine": str(engine_path), **_of(runtime, settings)}
     what = f"{bundle}: {runtime} in {settings.precision}"
-    answer = _ask(request, what, work="build", limit_s=limit_s, on_wait=on_wait)
+    answer = _ask(request, what, limit_s=limit_s, on_wait=on_wait)
     placement = answer["placement"] | {"strays": tuple(answer["placement"]["strays"])}
     return Built(answer["told"], answer["seconds"], GoldenCheck(**answer["golden"]), Placement(**placement))
-
-
-def peak_memory_mb(runtime: str, engine_path: Path, settings: Settings, *, shape: tuple[int, ...]) -> float | None:
-    """Load an engine in a new process, run it once, and return the most memory that the process ever held.
-
-    Args:
-        runtime: its name.
-        engine_path: the engine.
-        settings: what it was built with.
-        shape: of its input.
-
-    Returns:
-        Megabytes of 10^6 bytes, of Python and the runtime too; None where the system does not tell.
-
-    Raises:
-        EngineError: the engine cannot be loaded or run.
-    """
-    request = {"do": "run", "engine": str(engine_path), "shape": list(shape), **_of(runtime, settings)}
-    found = _ask(request, str(engine_path), work="run", limit_s=RUN_LIMIT_S, on_wait=_in_silence)
-    return None if found is None else float(found)
-
-
-def _in_silence(seconds: float) -> None:
-    """Say nothing: loading and one run are over soon."""
-    del seconds
 
 
 def _of(runtime: str, settings: Settings) -> dict[str, Any]:
@@ -110,24 +80,23 @@ def _of(runtime: str, settings: Settings) -> dict[str, Any]:
     return {"runtime": runtime, "settings": asked}
 
 
-def _ask(request: dict[str, Any], what: str, *, work: str, limit_s: float, on_wait: Callable[[float], None]) -> Any:
+def _ask(request: dict[str, Any], what: str, *, limit_s: float, on_wait: Callable[[float], None]) -> Any:
     """Have a child do the work, and return its answer or raise in this process what went wrong in that one."""
     free = _free_mb()
     with tempfile.TemporaryFile() as printed:
         code, answer = _run(json.dumps(request), printed, limit_s=limit_s, on_wait=on_wait)
         words = _last_words(printed)
     if code is None:
-        remedy = "raise `build_limit_s` of the target" if work == "build" else "build it again"
-        msg = f"{what}: the {work} was ended after {limit_s:g} s; {remedy}"
+        msg = f"{what}: the build was ended after {limit_s:g} s; raise `build_limit_s` of the target"
         raise EngineError(msg)
     try:
         result: dict[str, Any] = json.loads(answer)
     except ValueError as cause:
-        raise EngineError(_death(what, code, words, free, work=work)) from cause
+        raise EngineError(_death(what, code, words, free)) from cause
     if "error" not in result:
         return result["done"]
     if NO_MEMORY.search(result["error"]):
-        msg = f"{what}: not enough memory for the {work}, {free}; {SPARE}"
+        msg = f"{what}: not enough memory for the build, {free}; {SPARE}"
         raise EngineError(msg)
     raise KINDS.get(result["kind"], EngineError)(result["error"])
 
@@ -155,14 +124,14 @@ def _run(
         end(child)
 
 
-def _death(what: str, code: int, printed: bytes, free: str, *, work: str) -> str:
+def _death(what: str, code: int, printed: bytes, free: str) -> str:
     if -code == signal.SIGKILL:
-        return f"{what}: the {work} was killed, most often because memory ran out, {free}; {SPARE}"
+        return f"{what}: the build was killed, most often because memory ran out, {free}; {SPARE}"
     if NO_MEMORY.search(printed.decode(errors="replace")):
-        return f"{what}: not enough memory for the {work}, {free}; {SPARE}"
+        return f"{what}: not enough memory for the build, {free}; {SPARE}"
     ended = how_it_ended(code, printed)
     remedy = "check the model" if code < 0 else "check the runtime's installation"
-    return f"{what}: the process of the {work} {ended}; {remedy}, and see `slad doctor`"
+    return f"{what}: the process of the build {ended}; {remedy}, and see `slad doctor`"
 
 
 def _last_words(printed: IO[bytes]) -> bytes:
@@ -172,13 +141,8 @@ def _last_words(printed: IO[bytes]) -> bytes:
 
 
 def _free_mb() -> str:
-    free = state()["memory_available_mb"]
+    free = memory()["available_mb"]
     return "free memory unknown" if free is None else f"{free} MB were free"
-
-
-def _peak_mb() -> float | None:
-    found = re.search(r"^VmHWM:\s*(\d+) kB", system_text(STATUS) or "", re.MULTILINE)
-    return int(found[1]) * 1024 / 1e6 if found else None
 
 
 def main() -> None:
@@ -191,11 +155,7 @@ def main() -> None:
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     path, settings = Path(request["engine"]), Settings(**request["settings"])
     try:
-        if request["do"] == "build":
-            return {"done": _built(request["runtime"], Path(request["bundle"]), path, settings)}
-        engine = get_runtime(request["runtime"]).load(path, settings)
-        engine.run(np.zeros(request["shape"], np.float32))
-        return {"done": _peak_mb()}
+        return {"done": _built(request["runtime"], Path(request["bundle"]), path, settings)}
     except DeployError as error:
         return {"kind": type(error).__name__, "error": str(error)}
     except MemoryError:

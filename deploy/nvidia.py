@@ -99,12 +99,18 @@ def infer_version() -> str | None:
 
 def describe(index: int) -> dict[str, Any]:
     """Describe what an engine of GPU `index` is tied to: the device, and the driver or the Jetson's release."""
-    devices, visible = gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        chosen = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
-        index = chosen[index] if index < len(chosen) else len(devices)
-    device = asdict(devices[index]) if index < len(devices) else None
+    devices, place = gpus(), smi_index(index)
+    device = asdict(devices[place]) if place is not None and place < len(devices) else None
     return {"gpu": device, "board": board(), "l4t": l4t_text()}
+
+
+def smi_index(index: int) -> int | None:
+    """Return what `nvidia-smi` counts CUDA's device `index` as; None where `CUDA_VISIBLE_DEVICES` hides it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return index
+    chosen = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
+    return chosen[index] if index < len(chosen) else None
 
 
 def nvpmodel() -> str | None:

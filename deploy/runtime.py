@@ -107,6 +107,19 @@ class Engine(Protocol):
             EngineError: the runtime failed.
         """
 
+    def copy(self, image: NDArray[np.float32], /) -> bool:
+        """Do only the copies of one query: the input to where the engine reads it, an answer from where it writes it.
+
+        Args:
+            image: (1, 3, H, W).
+
+        Returns:
+            Whether there is anything to copy; False where the engine works on the caller's arrays.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+
     def placement(self) -> Placement:
         """Ask the runtime where the nodes run; may run the engine once, and is not meant to be quick.
 

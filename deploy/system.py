@@ -16,13 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.device import CPUINFO, MEMINFO, cpu_features, cpu_model, state
+from deploy.conditions import cpu, limits
+from deploy.conditions.state import state
+from deploy.device import cpu_features, cpu_model
 from deploy.files import system_text
 from deploy.nvidia import board, gpus, l4t, l4t_text
 
-CGROUPS = Path("/sys/fs/cgroup")
-INIT_CGROUP = Path("/proc/1/cgroup")
-CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 DEVICES = Path("/dev")
 GRAPHICS = Path("/sys/class/drm")
 CUDA_FOLDERS = Path("/usr/local")
@@ -41,7 +40,7 @@ ONNXRUNTIMES = (
 RARE = ("tensorrt-cu12", "tensorrt-cu13")  # shown where they are there
 PACKAGES = (
     "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "tensorrt", "torch",
-    "torch-tensorrt", "cuda-python", "cuda-bindings",
+    "torch-tensorrt", "cuda-python", "cuda-bindings", "mlcommons-loadgen",
 )  # fmt: skip
 
 
@@ -94,44 +93,27 @@ def _system() -> dict[str, Any]:
         "os": name,
         "kernel": platform.release(),
         "architecture": platform.machine(),
-        "container": _container(),
-        "virtual_machine": " hypervisor" in (system_text(CPUINFO) or ""),
+        "container": limits.container(),
+        "virtual_machine": limits.virtual_machine(),
         "python": platform.python_version(),
         "interpreter": sys.executable,
     }
 
 
-def _container() -> str | None:
-    """Say what shows that this is a container; without a mark it may still be one."""
-    for mark in CONTAINER_MARKS:
-        if mark.exists():
-            return f"{mark} is there"
-    named = re.search(r"docker|kubepods|containerd|lxc|libpod", system_text(INIT_CGROUP) or "")
-    return f"{INIT_CGROUP} names {named[0]}" if named else None
-
-
 def _cores() -> dict[str, Any]:
     """Return the number of cores, of those this process may use, and the container's limit in cores."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    quota, period = (_first_of("cpu.max") or "max").split()[0], (_first_of("cpu.max") or "").split()[1:]
-    if quota == "max":  # version 1 of control groups has two files, and -1 for no limit
-        quota, period = _first_of("cpu/cpu.cfs_quota_us") or "-1", [_first_of("cpu/cpu.cfs_period_us") or "100000"]
-    limit = int(quota) / int(period[0]) if quota.isdecimal() and period and int(quota) else None
-    return {"cores": os.cpu_count() or 1, "usable": usable, "limit": limit}
+    return {"cores": os.cpu_count() or 1, "usable": usable, "limit": limits.cpu_limit()}
 
 
 def _memory() -> dict[str, int | None]:
     """Return megabytes (2^20 bytes): of the machine, available, and the container's limit where it is below."""
-    lines = dict(re.findall(r"^(\w+):\s*(\d+) kB", system_text(MEMINFO) or "", re.MULTILINE))
-    total, available = (int(lines[key]) // 1024 if key in lines else None for key in ("MemTotal", "MemAvailable"))
-    said = _first_of("memory.max") or _first_of("memory/memory.limit_in_bytes") or ""
-    limit = int(said) >> 20 if said.isdecimal() else None
-    below = limit is not None and total is not None and limit < total
-    return {"total_mb": total, "available_mb": available, "limit_mb": limit if below else None}
-
-
-def _first_of(name: str) -> str | None:
-    return system_text(CGROUPS / name)
+    found = cpu.memory()
+    return {
+        "total_mb": found["total_mb"],
+        "available_mb": found["available_mb"],
+        "limit_mb": limits.memory_limit_mb(),
+    }
 
 
 def _nvidia() -> dict[str, Any]:

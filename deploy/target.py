@@ -14,20 +14,21 @@ HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:/%\[\]-]*")  # a name, user@name, 
 PYTHON = re.compile(r"[^~\s-]\S*")  # no shell there expands it
 FOLDER = re.compile(r"/?[A-Za-z0-9_][A-Za-z0-9_./-]*")
 KEYS = (
-    "runtime", "host", "install", "options", "threads", "variants", "allow_fallback", "build_limit_s", "power_mode",
-    "budget",
+    "runtime", "host", "install", "options", "threads", "cpus", "variants", "allow_fallback", "build_limit_s",
+    "conditions", "budget",
 )  # fmt: skip
 INSTALL_KEYS = (
     "folder", "python", "system_site_packages", "packages", "wheels", "architecture", "disk_mb", "memory_mb", "keep",
 )  # fmt: skip
+CONDITION_KEYS = ("power_mode", "load", "temperature_c")
 BUILD_LIMIT_S = 3600
 BUDGETS = {
     "latency_ms": "most milliseconds of the percentile",
     "percentile": "of latency, 50, 90 or 99",
     "accuracy_drop": "most points below the target's own fp32 engine",
     "size_mb": "most megabytes of the engine's file",
-    "memory_mb": "most megabytes of a process that loads the engine and runs it once",
-    "energy_mj": "most millijoules of an inference; measured nowhere yet, so never kept",
+    "memory_mb": "most megabytes that the process which runs the engine takes at its peak",
+    "energy_mj": "most millijoules of an inference, idle power subtracted; where no counter is readable, never kept",
 }
 PERCENTILES = (50, 90, 99)
 
@@ -76,6 +77,21 @@ class Install:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """The state of the device in which alone a measurement is valid; None asks for nothing.
+
+    Attributes:
+        power_mode: as `nvpmodel -q`, or the platform profile, names it.
+        load: most load average per core before the measurement; None is `deploy.conditions.rules.BUSY_LOAD_PER_CORE`.
+        temperature_c: most degrees of the hottest zone, before and during the measurement.
+    """
+
+    power_mode: str | None = None
+    load: float | None = None
+    temperature_c: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A checked target.
 
@@ -86,10 +102,11 @@ class Target:
         install: how it is installed there.
         options: all of the runtime's options.
         threads: of the CPU; 0 leaves the number to the runtime.
+        cpus: numbers of the only cores that a measured engine may use; None pins nothing.
         variants: the engines.
         allow_fallback: whether nodes may run elsewhere than the options ask.
         build_limit_s: seconds after which the build of one engine is ended.
-        power_mode: the only one in which a measurement is valid; None accepts any.
+        conditions: in which alone a measurement is valid.
         budget: limits that an engine must keep to be chosen, by the names of `BUDGETS`.
     """
 
@@ -99,10 +116,11 @@ class Target:
     install: Install = field(default_factory=Install)
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     threads: int = 0
+    cpus: tuple[int, ...] | None = None
     variants: tuple[Variant, ...] = ()
     allow_fallback: bool = False
     build_limit_s: int = BUILD_LIMIT_S
-    power_mode: str | None = None
+    conditions: Conditions = field(default_factory=Conditions)
     budget: Mapping[str, float] = field(default_factory=dict)
 
     def settings(self, precision: str) -> Settings:
@@ -135,19 +153,28 @@ def read_target(name: str, spec: Mapping[str, Any]) -> Target:
     if spec.get("threads") and not runtime.THREADED:
         msg = f"`{place}.threads` {spec['threads']!r} has no effect with runtime {spec['runtime']!r}; take it out"
         raise TargetError(msg)
+    threads = _count(spec.get("threads", 0), f"{place}.threads", least=0, zero=" (the runtime's choice)")
+    cpus = _cores(spec.get("cpus"), f"{place}.cpus")
+    if cpus is not None and runtime.THREADED and not 1 <= threads <= len(cpus):
+        msg = (
+            f"`{place}.cpus` {list(cpus)} with `{place}.threads` {threads}: more threads than cores would take turns "
+            f"on them; set threads to 1 to {len(cpus)}"
+        )
+        raise TargetError(msg)
     return Target(
         name=name,
         runtime=spec["runtime"],
         host=_pattern(spec.get("host"), f"{place}.host", HOST, "a name that ssh takes, such as user@jetson"),
         install=_read_install(_or_nothing(spec.get("install")), f"{place}.install"),
         options=read_options(spec["runtime"], _or_nothing(spec.get("options")), place=f"{place}.options"),
-        threads=_count(spec.get("threads", 0), f"{place}.threads", least=0, zero=" (the runtime's choice)"),
+        threads=threads,
+        cpus=cpus,
         variants=tuple(
             _read_variant(key, value, f"{place}.variants.{key}", precisions) for key, value in variants.items()
         ),
         allow_fallback=_switch(spec.get("allow_fallback", False), f"{place}.allow_fallback"),
         build_limit_s=_count(spec.get("build_limit_s", BUILD_LIMIT_S), f"{place}.build_limit_s", least=1),
-        power_mode=_text(spec.get("power_mode"), f"{place}.power_mode"),
+        conditions=_read_conditions(_or_nothing(spec.get("conditions")), f"{place}.conditions"),
         budget=_read_budget(_or_nothing(spec.get("budget")), f"{place}.budget"),
     )
 
@@ -222,6 +249,15 @@ def _read_budget(spec: Any, place: str) -> dict[str, float]:
     return dict(spec)
 
 
+def _read_conditions(spec: Any, place: str) -> Conditions:
+    _check_keys(spec, place, known=CONDITION_KEYS, needed=())
+    return Conditions(
+        power_mode=_text(spec.get("power_mode"), f"{place}.power_mode"),
+        load=_limit(spec.get("load"), f"{place}.load", "load average per core"),
+        temperature_c=_limit(spec.get("temperature_c"), f"{place}.temperature_c", "degrees Celsius"),
+    )
+
+
 def _read_install(spec: Any, place: str) -> Install:
     _check_keys(spec, place, known=INSTALL_KEYS, needed=())
     given = {key: value for key, value in spec.items() if value is not None}
@@ -290,9 +326,27 @@ def _texts(value: Any, place: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+def _cores(value: Any, place: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value or not all(type(core) is int and core >= 0 for core in value):
+        msg = f"`{place}` should be a list of core numbers, such as [2, 3], or absent, got {value!r}"
+        raise TargetError(msg)
+    return tuple(value)
+
+
 def _count(value: Any, place: str, *, least: int, zero: str = "") -> int:
     if type(value) is not int or value < least:
         msg = f"`{place}` should be an integer of {least}{zero} or more, got {value!r}"
+        raise TargetError(msg)
+    return value
+
+
+def _limit(value: Any, place: str, unit: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        msg = f"`{place}` (most {unit}) should be a number over 0 or absent, got {value!r}"
         raise TargetError(msg)
     return value
 

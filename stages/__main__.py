@@ -36,6 +36,16 @@ HOSTS = typer.Option("--target", help="May be repeated; default: all targets of 
 VARIANT = typer.Option("--variant", help="Of the target's variants; default: the one that the report chose for it.")
 RELEASE = typer.Option("--to", help="Name or number of a release, as `slad status` shows them.")
 FOLDER = typer.Argument(help="Folder to write the wheel to.")
+BEFORE = typer.Argument(
+    help="What is compared with: a record file, a git revision such as HEAD~1, or `workspace`.", metavar="A"
+)
+AFTER = typer.Argument(help="What is compared, in the same way.", metavar="B")
+ACCURACY = typer.Option("--accuracy", min=0, help="Points of accuracy or mIoU that B may measurably lose.")
+LATENCY = typer.Option("--latency", min=0, help="Percent by which p50 and p90 of B may measurably be longer.")
+# Two runs of one engine on a shared machine differ by more than their intervals say: of the records of one CPU model in
+# this repository's history half are within 8 % of the one before in p50.
+LATENCY_PERCENT = 10.0
+ANYWAY = typer.Option("--anyway", help="Compare also what was measured on another device, or in an invalid run.")
 RESET = typer.Option("--reset", help="Forget the overrides recorded in params.yaml.")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -85,6 +95,24 @@ def repro(
 def table() -> None:
     """Print accuracy, latency, size and verdict of every compiled variant."""
     run(_print_table)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, BEFORE],
+    after: Annotated[str, AFTER],
+    *,
+    accuracy: Annotated[float, ACCURACY] = 0.0,
+    latency: Annotated[float, LATENCY] = LATENCY_PERCENT,
+    anyway: Annotated[bool, ANYWAY] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print what became better or worse from A to B, with intervals; exit with 12 on a regression, for use in CI.
+
+    A regression is a measurable loss of accuracy, or a measurably longer p50 or p90, by more than is accepted. Records
+    that should not be compared exit with 9.
+    """
+    run(lambda: _compare((before, after), accuracy=accuracy, latency=latency, anyway=anyway, as_json=as_json))
 
 
 @app.command()
@@ -273,10 +301,26 @@ def _print_spec(target: str) -> None:
 def _print_table() -> None:
     from rich.console import Console
 
-    from pipeline.steps.report.records import read_json
+    from pipeline.steps.report.documents import read_json
     from pipeline.steps.report.table import print_table, summary_rows
 
     print_table(summary_rows(read_json(REPORTS / "summary.json")), Console())
+
+
+def _compare(names: tuple[str, str], *, accuracy: float, latency: float, anyway: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from deploy.measure.compare import Tolerance
+    from stages.comparison import check, compare_sides, print_comparison, read_side, to_json
+
+    before, after = (read_side(name, reports=REPORTS) for name in names)
+    tolerance = Tolerance(accuracy_points=accuracy, latency_percent=latency)
+    found = compare_sides(before, after, tolerance=tolerance)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        print_comparison(found, Console(), names=names)
+    check(found, anyway=anyway)
 
 
 def _lint(model: Path, targets: list[str], precision: str | None) -> None:

@@ -1,7 +1,7 @@
 """The process boundary of every stage: expected errors become one line and an exit code, the rest a traceback.
 
 Exit codes: 0 done, 2 parameters or target options, 3 data, 4 weights or models, 5 parity or accuracy budget, 6 bundle,
-7 engine, 8 runtime missing, 9 measurement, 10 another machine, 130 interrupted.
+7 engine, 8 runtime missing, 9 measurement, 10 another machine, 11 over budget, 12 regression, 130 interrupted.
 """
 
 import os

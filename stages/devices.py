@@ -20,7 +20,7 @@ from deploy.trial import unfit
 from pipeline.base.compose import target_section, target_sections
 from pipeline.base.errors import DataError
 from pipeline.base.sections import TargetParams
-from pipeline.steps.report.records import read_json
+from pipeline.steps.report.documents import MEASUREMENT_SCHEMA, read_json
 from stages.boundary import say
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ def choose(name: str, section: Mapping[str, Any], *, wish: str | None, reports: 
     remedy = "run `slad repro`, or name a variant with --variant"
     try:
         verdict = read_json(reports / "summary.json")["targets"].get(name)
-        record = None if verdict is None else read_json(reports / f"{name}.json")
+        record = None if verdict is None else read_json(reports / f"{name}.json", schema=MEASUREMENT_SCHEMA)
     except DataError as cause:
         msg = f"target {name!r} has no verdict ({cause}); {remedy}"
         raise TargetError(msg) from cause

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from deploy.device import read_fingerprint
 from deploy.files import replaced_folder, write_text
-from deploy.measure import Timing, check_record, measure_target
-from deploy.record import RECORD
+from deploy.measure.plan import Plan
+from deploy.measure.record import RECORD
+from deploy.measure.step import check_record, measure_target
 from deploy.remote.work import at_work
 from pipeline.base.params import MeasureStage, read_target_params
 from stages.boundary import run, say
@@ -21,16 +22,19 @@ def main() -> None:
     parser.add_argument("--onnx", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--device", type=Path, required=True)
+    parser.add_argument("--journal", type=Path, required=True, help="answers as they come, outside the outputs")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True, help="copy of the record for git and `dvc metrics`")
     args = parser.parse_args()
     params, section = read_target_params(args.params, MeasureStage, args.target)
     spec, device = section.model_dump(), read_fingerprint(args.device)
-    timing = Timing(**params.measure.model_dump(), seed=params.seed)
-    here = {"onnx_root": args.onnx, "engines": args.engines, "data": args.data, "device": device, "timing": timing}
+    plan = Plan(**params.measure.model_dump() | {"scenarios": tuple(params.measure.scenarios)}, seed=params.seed)
+    here = {"onnx_root": args.onnx, "engines": args.engines, "data": args.data, "device": device, "plan": plan}
     with replaced_folder(args.output) as output:
         if spec["host"] is None:
-            record = measure_target(output, target=args.target, spec=spec, on_progress=say, **here)
+            record = measure_target(
+                output, target=args.target, spec=spec, journal=args.journal, on_progress=say, **here
+            )
         else:
             with at_work(args.target, spec, say=say) as work:
                 record = work.measure(output, **here)

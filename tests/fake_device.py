@@ -10,11 +10,12 @@ from pathlib import Path
 
 from deploy.files import write_json
 from deploy.install.environment import READY, Wanted
-from deploy.remote.wheel import requirements_of
+from deploy.remote.wheel import LOADGEN, requirements_of
 
 SPEC = {"runtime": "onnxruntime", "threads": 1, "variants": {"fp32": {"onnx": "fp32", "precision": "fp32"}}}
 # Files beside it make it fail: `refuse` holds a pattern of engines that fail their test, `break` the last words of a
-# command that fails, `skip` what is written of variants that cannot be built.
+# command that fails, `over` those of a measurement whose variants are all over the budget, `skip` what is written of
+# variants that cannot be built.
 PYTHON = """\
 #!/bin/sh
 here=${0%/*}
@@ -48,7 +49,11 @@ measure)
         exit 9
     fi
     mkdir measured
-    echo '{"variants": {}}' > measured/record.json ;;
+    echo '{"variants": {}}' > measured/record.json
+    if [ -e "$here/over" ]; then
+        cat "$here/over" >&2
+        exit 11
+    fi ;;
 doctor)
     echo '{"targets": {}}'
     exit 7 ;;
@@ -102,7 +107,7 @@ class FakeDevice:
         monkeypatch.setenv("SLAD_SSH", str(self._ssh))
         monkeypatch.setenv("DEVICE_HOME", str(self.home))
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        wanted = Wanted(system_site_packages=False, requirements=requirements_of("onnxruntime"), wheels={})
+        wanted = Wanted(system_site_packages=False, requirements=requirements_of("onnxruntime", LOADGEN), wheels={})
         self.bin = make_environment(self.root, wanted.key)
         self.said: list[str] = []
 

@@ -16,7 +16,8 @@ from deploy.runtimes import RUNTIMES
 DISTRIBUTION = "slad-edge"
 NAME = "slad_edge_device"
 SUFFIXES = {".py"}
-EXTRAS = (*RUNTIMES, "camera")
+LOADGEN = "loadgen"
+EXTRAS = (*RUNTIMES, "camera", LOADGEN)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that a zip file can hold
 EXTRA = re.compile(r"""\bextra\s*==\s*['"]([\w.-]+)['"]""")
 
@@ -63,11 +64,11 @@ def device_wheel() -> Wheel:
     return Wheel(f"{NAME}-{version}-py3-none-any.whl", stream.getvalue())
 
 
-def requirements_of(runtime: str | None) -> list[str]:
-    """Return what pip must install on a device for a runtime, with the markers that pip judges there.
+def requirements_of(*extras: str) -> list[str]:
+    """Return what pip must install on a device, with the markers that pip judges there.
 
     Args:
-        runtime: its name; None leaves it to numpy and Pillow.
+        extras: names of runtimes, and `LOADGEN`; without any it is numpy and Pillow.
 
     Raises:
         DeviceError: slad-edge is not installed.
@@ -77,7 +78,7 @@ def requirements_of(runtime: str | None) -> list[str]:
         extra = EXTRA.search(line)
         if extra is None:
             found.append(line)
-        elif extra[1].replace("-", "_") == runtime:  # chosen here: what takes its place is always true
+        elif extra[1].replace("-", "_") in extras:  # chosen here: what takes its place is always true
             found.append(EXTRA.sub('python_version >= "3"', line))
     return found
 

@@ -10,14 +10,21 @@ from typing import Any
 
 from deploy.build import SKIPPED
 from deploy.engine import MANIFEST
-from deploy.errors import DeviceError, EngineError, MeasureError, RuntimeMissingError, TargetError
+from deploy.errors import (
+    DeviceError,
+    EngineError,
+    MeasureError,
+    OverBudgetError,
+    RuntimeMissingError,
+    TargetError,
+)
 from deploy.files import sha256_file
-from deploy.measure import Timing
-from deploy.record import RECORD
+from deploy.measure.plan import Plan
+from deploy.measure.record import RECORD
 from deploy.remote.session import Say, Session, connected, understood
 from deploy.remote.ssh import plain
 from deploy.remote.trees import Blob, Tree, bundles_tree, hashes, test_split_tree, text_blob
-from deploy.remote.wheel import requirements_of
+from deploy.remote.wheel import LOADGEN, requirements_of
 from deploy.target import Target, read_target
 
 CLOCK_S = 300  # certificates and the times in records suffer from more
@@ -58,17 +65,17 @@ class Work:
         self.session.tidy()
 
     def measure(
-        self, output: Path, *, onnx_root: Path, engines: Path, data: Path, device: Mapping[str, Any], timing: Timing
+        self, output: Path, *, onnx_root: Path, engines: Path, data: Path, device: Mapping[str, Any], plan: Plan
     ) -> dict[str, Any]:
         """Measure the engines on the device; the record and its raw data come back.
 
         Args:
-            output: existing folder, filled as by `deploy.measure.measure_target`.
+            output: existing folder, filled as by `deploy.measure.step.measure_target`.
             onnx_root: holds the bundles.
             engines: what `build` filled.
             data: the data folder; its test split is sent.
             device: the fingerprint on file.
-            timing: how latency is measured.
+            plan: what is measured.
 
         Returns:
             The record, with what failed in it.
@@ -82,12 +89,12 @@ class Work:
         self._hand_over({"spec.json": self._spec, "device.json": device})
         here = ("--onnx", "onnx", "--device", "given/device.json", "--engines", "engines", "--data", "data")
         asked = (
-            "--queries", str(timing.queries), "--seconds", str(timing.seconds), "--warmup-seconds",
-            str(timing.warmup_seconds), "--profile", timing.profile, "--seed", str(timing.seed),
+            "--profile", plan.profile, "--scenarios", *plan.asked, "--queries", str(plan.queries), "--seconds",
+            str(plan.seconds), "--attempts", str(plan.attempts), "--seed", str(plan.seed),
         )  # fmt: skip
         self.session.ask("remove", target=self._target.name, folder="measured")
-        # A variant that failed is in the record, which comes back nevertheless.
-        good = (MeasureError.exit_code,)
+        # What failed, and what is over the budget, is in the record, which comes back nevertheless.
+        good = (MeasureError.exit_code, OverBudgetError.exit_code)
         done = self._command("measure", *self._asked(), *here, *asked, "--output", "measured", good=good)
         self.session.fetch("measured", ["*"], output, target=self._target.name)
         if not (output / RECORD).is_file():
@@ -177,10 +184,13 @@ def at_work(name: str, spec: Mapping[str, Any], *, say: Say) -> Iterator[Work]:
 
 def _environment(target: Target, wheels: Tree) -> dict[str, Any]:
     install = target.install
-    own = install.packages is None
+    extras = [target.runtime] if install.packages is None else []
+    # The wheels of a device without a network are what its owner chose; our own issuer takes LoadGen's place there.
+    if install.wheels is None or any(name.startswith("mlcommons_loadgen-") for name in wheels):
+        extras.append(LOADGEN)
     return {
         "system_site_packages": install.system_site_packages,
-        "requirements": requirements_of(target.runtime if own else None) + list(install.packages or ()),
+        "requirements": requirements_of(*extras) + list(install.packages or ()),
         "wheels": hashes(wheels),
     }
 

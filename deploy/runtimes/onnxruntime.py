@@ -188,6 +188,20 @@ class _Engine:
             raise EngineError(msg) from cause
         return output
 
+    def copy(self, image: NDArray[np.float32], /) -> bool:
+        """On a GPU with the runtime's own allocations, as in a query; on the CPU it reads the caller's array."""
+        if self._settings.options["provider"] not in {"cuda", "tensorrt"}:
+            return False
+        place = ("cuda", int(str(self._settings.options["device"])))
+        value = _import_onnxruntime().OrtValue
+        try:
+            value.ortvalue_from_numpy(image, *place)
+            value.ortvalue_from_shape_and_type(self._session.get_outputs()[0].shape, np.float32, *place).numpy()
+        except self._failures as cause:
+            msg = f"{self._path}: the copies to and from the GPU failed ({_reason(cause)}); build it again"
+            raise EngineError(msg) from cause
+        return True
+
     def placement(self) -> Placement:
         """Profile one run: a session of its own, because profiling slows one down until it ends."""
         onnxruntime = _import_onnxruntime()

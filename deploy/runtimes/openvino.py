@@ -142,6 +142,11 @@ class _Engine:
             raise EngineError(msg) from cause
         return np.array(self._output.data, dtype=np.float32)
 
+    def copy(self, image: NDArray[np.float32], /) -> bool:
+        self._input[...] = image
+        np.array(self._output.data, dtype=np.float32)
+        return True
+
     def placement(self) -> Placement:
         try:
             nodes = self._model.get_runtime_model().get_ops()

@@ -224,6 +224,10 @@ class _Engine:
             msg = f"{self._name}: {cause}"
             raise EngineError(msg) from cause
 
+    def copy(self, image: NDArray[np.float32], /) -> bool:
+        self._lane.copy(image)
+        return True
+
     def placement(self) -> Placement:
         import tensorrt as trt
 

@@ -1,16 +1,14 @@
 """Torch-TensorRT on an NVIDIA GPU: the engine is a program of torch in which TensorRT's engines stand for the layers.
 
 It compiles what torch.export saved beside the ONNX file, and is loaded again without the code of the network. FP16 and
-bf16 are cast here, from the FP32 program. INT8 is not offered: Torch-TensorRT takes no QuantizeLinear and
-DequantizeLinear of an ONNX file, but wants the network quantised again, in torch, by another tool; such an engine would
-not be the network that this project checked. For INT8 on the same GPU there is the runtime tensorrt.
+bf16 are cast here, from the FP32 program. INT8 is not offered: Torch-TensorRT wants the network quantised again, in
+torch; it would not be the network that this project checked. The runtime tensorrt has INT8 on the same GPU.
 
 Releases 2.8 to 2.14 of Torch-TensorRT go with the same release of torch. Up to 2.9 it let TensorRT lower FP32 where it
 liked (weak typing) unless `use_explicit_typing` was set; in 2.10 strong typing became the default, together with an
-autocast of its own; 2.13 goes with TensorRT 11, which knows no weak typing, and has dropped the switch along with
-`enabled_precisions` (but swallows unknown keywords). The autocast of 2.10 to 2.14 breaks on operators that return
-several tensors, such as the `unbind` of q, k and v in timm's attention. So types are strong here in every release, and
-the casts are this file's.
+autocast of its own; 2.13 goes with TensorRT 11, which knows no weak typing, and has dropped the switch. The autocast of
+2.10 to 2.14 breaks on operators that return several tensors, such as the `unbind` of q, k and v in timm's attention. So
+types are strong here in every release, and the casts are this file's.
 """
 
 import contextlib
@@ -18,7 +16,7 @@ import inspect
 import operator
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +45,7 @@ OPTIONS = {
     "engine_cache": Option(default=False, meaning="whether to refit an engine of the same graph, built before"),
     "cuda_graph": Option(default=False, meaning="whether to replay the engine as one CUDA graph"),
 }
-ENGINE_CACHE_BYTES = 2**30
-TIMING_CACHE_BYTES = 2**26
+ENGINE_CACHE_BYTES, TIMING_CACHE_BYTES = 2**30, 2**26
 LOWERED = frozenset({
     "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d", "convolution",
     "conv_transpose2d", "scaled_dot_product_attention",
@@ -239,8 +236,8 @@ class _Engine:
         self._host = torch.zeros(_input_shape(program), pin_memory=True)
         self._image = torch.zeros(self._host.shape, device=_place(index))
         self._given = self._host.numpy()
-        first = self._query(None)
-        self._output = torch.empty(first.shape, dtype=torch.float32, pin_memory=True)
+        self._answer = self._query(None)
+        self._output = torch.empty(self._answer.shape, dtype=torch.float32, pin_memory=True)
         self._query(self._output)
 
     def run(self, image: NDArray[np.float32], /) -> NDArray[np.float32]:
@@ -249,21 +246,26 @@ class _Engine:
             msg = f"{self._path}: takes an input of shape {shapes}; prepare the input with its own bundle"
             raise EngineError(msg)
         self._given[...] = image
-        with _one_line(f"{self._path}: Torch-TensorRT failed while running it", "build it again"):
-            self._query(self._output)
-        answer: NDArray[np.float32] = self._output.numpy().copy()
-        return answer
+        self._query(self._output)
+        return np.array(self._output.numpy(), np.float32)
+
+    def copy(self, image: NDArray[np.float32], /) -> bool:
+        self._given[...] = image
+        self._query(self._output, lambda _: self._answer)
+        self._output.numpy().copy()
+        return True
 
     def placement(self) -> Placement:
         return self._placement
 
-    def _query(self, output: Any) -> Any:
-        """Copy in, run, copy out and wait."""
+    def _query(self, output: Any, network: Callable[[Any], Any] | None = None) -> Any:
+        """Copy in, run the module or what is given, copy out and wait."""
         import torch
 
-        with torch.inference_mode(), torch.cuda.stream(self._stream), self._mode() as module:
+        failed = _one_line(f"{self._path}: Torch-TensorRT failed while running it", "build it again")
+        with failed, torch.inference_mode(), torch.cuda.stream(self._stream), self._mode() as module:
             self._image.copy_(self._host, non_blocking=True)
-            answer = module(self._image)
+            answer = (network or module)(self._image)
             answer = answer[0] if isinstance(answer, tuple | list) else answer
             if output is not None:
                 output.copy_(answer, non_blocking=True)

@@ -110,6 +110,10 @@ class ReportStage(Section):
     report: ReportParams
 
 
+class CheckStage(TargetStage):
+    """What `check` reads."""
+
+
 class Params(
     FoundationStage, PrepareStage, DistillStage, MergeStage, ExportStage, QuantizeStage, MeasureStage, ReportStage
 ):

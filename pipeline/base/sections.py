@@ -234,6 +234,14 @@ class InstallParams(Section):
     keep: Count = 3
 
 
+class ConditionParams(Section):
+    """The state of the device in which alone a measurement is valid; see `deploy.target.Conditions`."""
+
+    power_mode: str | None = None
+    load: Positive | None = None
+    temperature_c: Positive | None = None
+
+
 class TargetParams(Section):
     """A device and what is built for it; what its runtime knows is checked by `deploy.target`, before anything runs."""
 
@@ -243,19 +251,21 @@ class TargetParams(Section):
     options: dict[str, str | int | bool | None] = Field(default_factory=dict)
     threads: Annotated[int, Field(ge=0)] = 0
     variants: Annotated[dict[str, TargetVariant], Field(min_length=1)]
+    cpus: list[int] | None = None
     allow_fallback: bool = False
     build_limit_s: Count = 3600
-    power_mode: str | None = None
+    conditions: ConditionParams = Field(default_factory=ConditionParams)
     budget: dict[str, float | int] = Field(default_factory=dict)
 
 
 class MeasureParams(Section):
     """How much is measured."""
 
-    profile: Literal["quick", "standard"]
+    profile: Literal["quick", "standard", "mlperf"]
+    scenarios: list[Literal["SingleStream", "MultiStream", "Offline"]]
     queries: Annotated[int, Field(ge=64)]
     seconds: Positive
-    warmup_seconds: Weight
+    attempts: Count
 
 
 class ReportParams(Section):

@@ -357,7 +357,7 @@ LOGITS_BYTES = 2**26
 def kept_places(count: int, answer: Sequence[int]) -> NDArray[np.int64]:
     """Returns the places of the images whose logits are kept: all, as long as they take 64 MiB at most.
 
-    A device keeps those of the same test images; see `deploy.measure`.
+    A device keeps those of the same test images; see `deploy.measure.step`.
 
     Args:
         count: number of images.

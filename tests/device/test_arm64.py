@@ -25,7 +25,7 @@ def overrides(arm64_wheels):
         f"+target@targets.{TARGET}={TARGET}",
         f"targets.{TARGET}.host={arm64.NAME}",
         f"+targets.{TARGET}.install.wheels={arm64_wheels}",
-        *("measure.profile=quick", "measure.queries=64", "measure.seconds=0.01", "measure.warmup_seconds=0"),
+        *("measure.profile=quick", "measure.queries=64", "measure.seconds=0.01"),
     )
 
 

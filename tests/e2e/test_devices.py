@@ -64,7 +64,9 @@ def remote(finished, tmp_path_factory) -> Iterator[Remote]:
             "targets.device.host=shelf", "+targets.device.install.packages=[]",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        assert sorted(stages_of(done)) == sorted(["guard", *PROBES, "compile@device", "measure@device", "report"])
+        assert sorted(stages_of(done)) == sorted(
+            ["guard", *PROBES, "compile@device", "measure@device", "report", "check"]
+        )
         first = done.stdout + done.stderr
         yield Remote(root=clone.root, environment=environment, device=device, overlay=overlay, first=first)
 
@@ -82,7 +84,8 @@ def test_its_stages_run_on_the_device_and_only_manifests_come_back(remote):
 
 
 def test_the_table_and_the_report_have_it_and_name_no_machine(remote):
-    told = {line.split()[0] for line in remote.first.splitlines() if line.startswith(("device ", "cpu-"))}
+    table = remote.first.partition("\ntarget ")[2]
+    told = {line.split()[0] for line in table.splitlines() if line.startswith(("device ", "cpu-"))}
     assert told == {"device", *TARGETS}
     assert set(json.loads((remote.root / "reports/summary.json").read_text())["targets"]) == told
     assert "<h3>device" in (remote.root / "reports/report.html").read_text()

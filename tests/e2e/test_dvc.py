@@ -33,7 +33,7 @@ def test_overrides_stay_until_reset(finished):
     ("override", "expected"),
     [
         ("report.max_drop_points=1.5", ["guard", "report"]),
-        ("measure.queries=65", ["guard", *(f"measure@{target}" for target in TARGETS), "report"]),
+        ("measure.queries=65", ["guard", *(f"measure@{target}" for target in TARGETS), "report", "check"]),
     ],
 )
 def test_a_key_re_runs_only_what_reads_it(finished, override, expected):

@@ -91,7 +91,7 @@ class Desk:
         self._write()
 
     def _write(self) -> None:
-        measure = {"profile": "quick", "queries": 64, "seconds": 0.01, "warmup_seconds": 0.0}
+        measure = {"profile": "quick", "scenarios": ["SingleStream"], "queries": 64, "seconds": 0.01, "attempts": 1}
         content = {"targets": self._targets, "seed": 0, "measure": measure}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 

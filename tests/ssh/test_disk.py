@@ -1,5 +1,6 @@
 """A disk that is full, or cannot be written to: the release on it serves, and goes back, all the same."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -24,9 +25,15 @@ class Disk:
     def leave(self, free: int) -> None:
         """Leaves so many bytes free."""
         self._ballast.unlink(missing_ok=True)
+        while not self._take(free):  # what the device writes meanwhile leaves less
+            pass
+
+    def _take(self, free: int) -> bool:
         state = os.statvfs(self.folder)
-        with self._ballast.open("wb") as file:
+        with self._ballast.open("wb") as file, contextlib.suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, max(state.f_bavail * state.f_frsize - free, 1))
+            return True
+        return state.f_bavail * state.f_frsize <= free
 
     def free(self) -> None:
         """Gives all back."""

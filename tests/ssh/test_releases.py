@@ -84,7 +84,7 @@ def test_the_engine_that_was_measured_is_the_one_that_is_deployed(desk, shelf, d
     for command in (
         ("stages.probe", *here, "--output", "device.json"),
         ("stages.compile", *here, *onnx, *device, "--output", "compiled"),
-        ("stages.measure", *here, *onnx, *device, *folders),
+        ("stages.measure", *here, *onnx, *device, "--journal", "answers", *folders),
     ):
         done = desk.slad(*command)
         assert done.code == 0, done.lines
@@ -107,7 +107,7 @@ def test_an_engine_that_is_not_the_measured_one_is_refused_by_measure(desk, shel
     desk.model(1)
     assert desk.slad("stages.compile", *here, *onnx, *device, "--output", "others").code == 0
     folders = ("--engines", "compiled", "--data", str(data), "--output", "refused", "--record", "refused.json")
-    done = desk.slad("stages.measure", *here, *onnx, *device, *folders)
+    done = desk.slad("stages.measure", *here, *onnx, *device, "--journal", "answers", *folders)
     assert done.code == 7
     assert "are not those of compiled (fp32); build them again with `dvc repro -sf compile@shelf`" in done.error
     assert not (desk.folder / "refused").exists()

@@ -38,6 +38,7 @@ def test_every_stage_wrote_its_outputs(finished):
         "reports/report.html",
         "reports/summary.json",
         "reports/accuracy_latency.svg",
+        "reports/check.txt",
     ):
         assert written[path], path
 

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from deploy.__main__ import main
-from deploy.accuracy import Segmentation
+from deploy.measure.accuracy import Segmentation
 from pipeline.parts.index import Targets, read_index
 from tests import tiny
 from tests.stages.conftest import CHAIN, Project, parameters

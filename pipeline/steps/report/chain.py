@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import parity
-from pipeline.base.errors import DataError
 from pipeline.parts.scores import Accuracy, MeanIoU
-from pipeline.steps.report import figures, records
-from pipeline.steps.report.records import REMEDY, Json, Target, Variant, read_json, read_optional
+from pipeline.steps.report import documents, figures
+from pipeline.steps.report.documents import Json, read_arrays, read_json, read_optional
+from pipeline.steps.report.records import Target
+from pipeline.steps.report.variants import Variant
 
 Logits = Mapping[str, NDArray[Any]]
 LEAST_LOSS_POINTS = 0.005  # less is printed as no loss
@@ -147,7 +148,7 @@ def read_host(merged: Path, *, onnx: Path, reference_logits: Path | None) -> Hos
     return Host(
         saved=_recorded(merged / "saved_parity.json", source="torch", result=ADAPTED),
         bundles={name: read_json(folder / "bundle.json") for name, folder in folders.items()},
-        logits={**read_logits(merged / "test_logits.npz"), **read_logits(reference_logits)},
+        logits={**read_arrays(merged / "test_logits.npz"), **read_arrays(reference_logits)},
         tolerances=_tolerances({MERGED: merged, **folders}),
     )
 
@@ -158,30 +159,14 @@ def _tolerances(folders: Mapping[str, Path]) -> dict[str, float]:
     for name, folder in folders.items():
         record = read_optional(folder / "parity.json") or {}
         if record.get("tolerance") is not None:
-            largest = records.field(record, "largest", float, source=folder / "parity.json")
-            found[name] = max(1.0, largest) * records.field(record, "tolerance", float, source=folder / "parity.json")
+            largest = documents.field(record, "largest", float, source=folder / "parity.json")
+            found[name] = max(1.0, largest) * documents.field(record, "tolerance", float, source=folder / "parity.json")
     return found
-
-
-def read_logits(path: Path | None) -> Logits:
-    """Reads every array of an .npz; an absent file has none.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    if path is None or not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"Logits {str(path)!r} cannot be read ({error}): delete the file and {REMEDY}"
-        raise DataError(msg) from error
 
 
 def assemble(target: Target, *, host: Host) -> tuple[Chain, ...]:
     """The chain of every measured variant of `target`."""
-    logits = read_logits(target.folder / "logits.npz")
+    logits = read_arrays(target.folder / "logits.npz")
     chains = []
     for variant in target.variants:
         hops = _hops(target, variant, host=host, logits=logits)
@@ -204,7 +189,7 @@ def _recorded(path: Path, *, source: str, result: str) -> Hop:
     if record is None:
         return Hop(source=source, result=result, missing=f"no {path.name} in {path.parent.name}")
     numbers = {
-        key: records.field(record, key, float, source=path)
+        key: documents.field(record, key, float, source=path)
         for key in (
             "max_abs_error", "mean_abs_error", "relative_error", "cosine", "argmax_agreement",
             "accuracy_from_percent", "accuracy_to_percent", "change_low_points", "change_high_points",
@@ -222,9 +207,9 @@ def _recorded(path: Path, *, source: str, result: str) -> Hop:
         accuracy_to=numbers["accuracy_to_percent"],
         low=numbers["change_low_points"],
         high=numbers["change_high_points"],
-        images=records.field(record, "samples", int, source=path),
+        images=documents.field(record, "samples", int, source=path),
         split="validation",
-        passed=records.field(record, "passed", bool, source=path),
+        passed=documents.field(record, "passed", bool, source=path),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.steps.report.records import Json, read_optional
+from pipeline.steps.report.documents import Json, read_optional
 
 SCHEMA = 2  # of the data report
 SHOWN = 50  # findings

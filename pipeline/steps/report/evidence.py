@@ -7,9 +7,10 @@ from pathlib import Path
 from pipeline.steps.report.chain import Chain, Hop, assemble, read_host
 from pipeline.steps.report.charts import Point
 from pipeline.steps.report.dataset import read_dataset
+from pipeline.steps.report.documents import TRAINING_SCHEMA, Json, read_optional
 from pipeline.steps.report.overlays import Row, draw_rows
 from pipeline.steps.report.quantised import Quantised, read_quantised
-from pipeline.steps.report.records import TRAINING_SCHEMA, Json, Target, read_optional, read_targets
+from pipeline.steps.report.records import Target, read_targets
 from pipeline.steps.report.series import Samples, Series, read_curves, read_latencies
 from pipeline.steps.report.verdict import Verdict, judge
 
@@ -81,7 +82,7 @@ def gather(
         targets=records,
         verdicts={t.name: judge(t, max_drop_points=max_drop_points, reference=reference) for t in records},
         chains={target.name: assemble(target, host=host) for target in records},
-        samples={target.name: read_latencies(target.folder / "latency.csv") for target in records},
+        samples={target.name: read_latencies(target.folder / "samples.npz") for target in records},
         training=_training(distill, merged),
         curves=read_curves(distill / "curves.csv"),
         data=read_dataset(data),

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 MISSING = "not measured"
-UNIT = re.compile(r"(?<=\d) (?=(?:ms|s|%|MB|points|images|times)\b|%)")
+UNIT = re.compile(r"(?<=\d) (?=(?:ms|s|%|MB|mJ|W|points|images|times)\b|%)")
 
 
 def decimal(value: float) -> str:
@@ -47,6 +47,12 @@ def interval(low: float, high: float) -> str:
     """An interval of a difference of percentages, such as "-1.23 to 0.4" points."""
     ends = [f"{value:.2f}".removesuffix("0") for value in (low, high)]
     return " to ".join("0.0" if end == "-0.0" else end for end in ends)
+
+
+def ratio(value: float, low: float, high: float) -> str:
+    """A ratio with its interval, such as "0.97 (0.91 to 1.02)"; more digits where 1 would hide in the rounding."""
+    places = 2 if abs(low - 1) >= 0.005 and abs(high - 1) >= 0.005 else 4
+    return f"{value:.{places}f} ({low:.{places}f} to {high:.{places}f})"
 
 
 def error(value: float | None) -> str:

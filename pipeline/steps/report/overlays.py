@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.parts.index import IGNORED
-from pipeline.steps.report.chain import Logits, read_logits
+from pipeline.steps.report.chain import Logits
+from pipeline.steps.report.documents import read_arrays
 from pipeline.steps.report.records import Target
 
 COLOURS = ("#0072b2", "#c84e00", "#f0e442", "#a64d85", "#00805e", "#56b4e9", "#e69f00", "#4b5563")  # then again
@@ -62,7 +63,7 @@ def draw_rows(reference: Logits, targets: Sequence[Target]) -> tuple[Row, ...]:
 
 
 def _answers(target: Target) -> Mapping[str, NDArray[Any]]:
-    logits = read_logits(target.folder / "logits.npz")
+    logits = read_arrays(target.folder / "logits.npz")
     shown = (variant.name for variant in target.variants if variant.precision in SHOWN)
     return {name: logits[name].argmax(1) for name in shown if name in logits}
 

@@ -1,15 +1,14 @@
 """The page: what the evidence says, laid out by `report.html.jinja`; everything from a record is escaped there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.steps.report import charts, dataset, figures, overlays, quantised
+from pipeline.steps.report import charts, confusion, dataset, figures, measurement, overlays, quantised, states
 from pipeline.steps.report.evidence import Evidence
-from pipeline.steps.report.records import Json, Target
+from pipeline.steps.report.records import Target
 from pipeline.steps.report.svg import Canvas
 from pipeline.steps.report.table import SummaryRow
 
@@ -64,14 +63,16 @@ def render(evidence: Evidence, *, rows: Sequence[SummaryRow]) -> str:
         sections=_sections(evidence),
         chart=_accuracy_latency(evidence),
         histograms={target.name: _histogram(evidence, target, index=i) for i, target in enumerate(evidence.targets)},
+        measurements={target.name: measurement.view(target) for target in evidence.targets},
+        confusions={target.name: _confusion(evidence, target) for target in evidence.targets},
         losses=_curves(evidence, LOSSES, titles=("Training losses", "loss"), name="losses"),
         accuracies=_curves(
             evidence, ACCURACIES, titles=(f"Validation {evidence.metric}", f"{evidence.metric}, %"), name="accuracies"
         ),
         data=dataset.view(evidence.data),
         quantised=quantised.view(evidence.quantised),
-        states={target.name: state_rows(target.state) for target in evidence.targets},
-        fingerprints={target.name: list(flatten(target.device)) for target in evidence.targets},
+        states={target.name: states.rows(target.state) for target in evidence.targets},
+        fingerprints={target.name: list(states.flatten(target.device)) for target in evidence.targets},
     )
 
 
@@ -80,6 +81,7 @@ def _sections(evidence: Evidence) -> list[tuple[str, str]]:
         ("verdict", "Verdicts" if len(evidence.targets) > 1 else "Verdict"),
         ("chart", f"{figures.capital(evidence.metric)} against latency"),
         ("variants", "Variants"),
+        ("measurement", "Measurement"),
         ("parity", "Parity chain"),
         ("quantised", "INT8 and FP16"),
         ("training", "Training"),
@@ -102,6 +104,12 @@ def _accuracy_latency(evidence: Evidence) -> Figure | None:
         for name, width, height in (("wide", WIDE, 480), ("narrow", NARROW, 380))
     ]
     return _pair(*drawn)
+
+
+def _confusion(evidence: Evidence, target: Target) -> confusion.Confusion | None:
+    """Of the chosen variant alone: the others rarely differ from it by more than a few images."""
+    chosen = target.variant(evidence.verdicts[target.name].chosen)
+    return None if chosen is None else confusion.view(chosen.accuracy)
 
 
 def _per_class(evidence: Evidence) -> dict[str, dict[str, float | None]]:
@@ -135,19 +143,3 @@ def _curves(evidence: Evidence, columns: Mapping[str, str], *, titles: tuple[str
         for variant, width in (("wide", WIDE / 2 - 10), ("narrow", NARROW))
     ]
     return _pair(*drawn)
-
-
-def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested keys as dotted ones, in order."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def state_rows(state: Json) -> list[tuple[str, Any, Any]]:
-    """(what, before, after) of a device state; what only one side has is "not recorded" on the other."""
-    before, after = (dict(flatten(state.get(when) or {})) for when in ("before", "after"))
-    keys = dict.fromkeys([*before, *after])
-    return [(key, before.get(key, "not recorded"), after.get(key, "not recorded")) for key in keys]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.steps.report import figures
-from pipeline.steps.report.records import Json, read_optional
+from pipeline.steps.report.documents import Json, read_optional
 from pipeline.steps.report.series import read_rows
 
 LAYERS = {"linear": "all with weights", "full": "all with weights, and attention", "mlp": "MLPs of the blocks"}

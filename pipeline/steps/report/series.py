@@ -1,14 +1,17 @@
-"""Reads the CSV files that the report draws: training curves and latency samples."""
+"""Reads what the report draws: training curves and latency samples."""
 
 import csv
 import math
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.base.errors import DataError
-from pipeline.steps.report.records import REMEDY
+from pipeline.steps.report.documents import REMEDY, read_arrays
 
 Series = dict[str, list[tuple[float, float]]]
 Samples = dict[str, list[float]]
+SINGLE_STREAM = "/SingleStream"  # ends the name of an array of its samples
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -53,10 +56,16 @@ def read_curves(path: Path) -> Series:
 
 
 def read_latencies(path: Path) -> Samples:
-    """Reads `latency.csv` as variant -> latencies in milliseconds; empty where there is no file."""
-    samples: Samples = {}
-    for row in read_rows(path):
-        value = _number(row.get("latency_us"), path=path)
-        if value is not None and value > 0:
-            samples.setdefault(row["variant"], []).append(value / 1000)
-    return samples
+    """Reads SingleStream's samples of `samples.npz` as variant -> latencies in milliseconds; empty without a file.
+
+    Raises:
+        DataError: it is no archive, or of something else than nanoseconds.
+    """
+    found = {name: array for name, array in read_arrays(path).items() if name.endswith(SINGLE_STREAM)}
+    odd = next((name for name, array in found.items() if array.dtype != np.int64 or array.ndim != 1), None)
+    if odd is not None:
+        shape = f"{found[odd].dtype} of shape {found[odd].shape}"
+        msg = f"{str(path)!r}: {odd!r} holds {shape}, expected a row of int64: delete it and {REMEDY}"
+        raise DataError(msg)
+    milliseconds = {name.removesuffix(SINGLE_STREAM): array[array > 0] / 1e6 for name, array in found.items()}
+    return {name: values.tolist() for name, values in milliseconds.items() if values.size}

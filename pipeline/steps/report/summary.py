@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.steps.report.chain import Chain
+from pipeline.steps.report.documents import SCHEMA
 from pipeline.steps.report.evidence import Evidence
-from pipeline.steps.report.records import SCHEMA, Target
+from pipeline.steps.report.records import Target
 from pipeline.steps.report.table import FIGURES, SummaryRow
 from pipeline.steps.report.verdict import Verdict
 
@@ -53,6 +54,7 @@ def _variants(target: Target, verdict: Verdict) -> dict[str, dict[str, Any]]:
                 "accuracy_high_percent": found.accuracy.high,
                 "latency_p50_ms": found.latency.p50,
                 "latency_p90_ms": found.latency.p90,
+                "latency_p99_ms": found.latency.p99,
                 "size_bytes": found.engine_bytes,
             }
             if found.accuracy.per_class:

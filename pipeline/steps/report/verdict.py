@@ -2,11 +2,15 @@
 
 The rule: of the variants that lose at most `max_drop_points` of accuracy against the reference, and keep the target's
 own budget, take the fastest by p90; where none keeps that budget, the fastest of the others is named, and why it will
-not do. Variants whose p90 intervals overlap are equally fast; of these the most accurate wins, then the smallest.
+not do. Both budgets count the figures as measured, not their intervals: a budget met to the image is met. Variants
+between which no difference of speed can be measured (`pairs.Pair`) are equal; of these the most accurate wins as far
+as that can be measured, then the smallest.
 
-Overlap alone is not transitive: a can overlap b and b overlap c while c is clearly slower than a. So a variant takes
-part in the tie only where no variant within the budget is clearly faster: its lower bound is at most the least upper
-bound of all. All members of the tie then overlap pairwise, and a clearly slower variant is never chosen.
+"No measurable difference" is not transitive: a can equal b and b equal c while c is clearly slower than a. So a variant
+takes part in the tie only where no variant within the budget is measurably faster. All members of the tie are then
+equal pairwise, and a clearly slower variant is never chosen. The tie has a member, whatever the intervals of the pairs:
+who is measurably faster also has the smaller p90, so nothing beats the variant with the smallest. The same holds for
+accuracy within the tie.
 """
 
 from collections.abc import Sequence
@@ -16,11 +20,12 @@ from typing import Literal
 
 from pipeline.base.errors import DataError, ParamsError
 from pipeline.steps.report import figures
-from pipeline.steps.report.records import Target, Variant
+from pipeline.steps.report.pairs import Pair
+from pipeline.steps.report.records import Target
+from pipeline.steps.report.variants import Variant
 
 Status = Literal["chosen", "equal", "slower", "over budget", "failed", "skipped"]
 HALF_PRECISIONS = ("bf16", "fp16")
-WORDS = {"accuracy": ("more accurate", "as accurate")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +80,9 @@ def judge(target: Target, *, max_drop_points: float, reference: str = "fp32") ->
     budget = Fraction(str(max_drop_points))  # the decimal as it was written, not its nearest double
     accurate = [variant for variant in target.variants if base.accuracy.exact - variant.accuracy.exact <= budget]
     within = [variant for variant in accurate if not variant.over_budget] or accurate
-    tied = _fastest(within)
-    best = min(tied, key=lambda v: (-v.accuracy.exact, v.engine_bytes, v.latency.p90, v.name))
+    tied = [one for one in within if not any(Pair.of(target, other, one).faster for other in within)]
+    top = [one for one in tied if not any(Pair.of(target, other, one).more_accurate for other in tied)]
+    best = min(top, key=lambda v: (v.engine_bytes, -v.accuracy.exact, v.latency.p90, v.name))
     words = _words(target, base, best, within=within, tied=tied, max_drop_points=max_drop_points)
     return Verdict(
         target=target.name,
@@ -103,27 +109,12 @@ def _unmeasured(target: Target) -> dict[Status, dict[str, str]]:
     return {"failed": dict(target.failed), "skipped": dict(target.skipped)}
 
 
-def _fastest(variants: Sequence[Variant]) -> list[Variant]:
-    """Those that no other variant beats clearly."""
-    bound = min(variant.latency.p90_high for variant in variants)
-    return [variant for variant in variants if variant.latency.p90_low <= bound]
-
-
-def _overlap(one: Variant, other: Variant) -> bool:
-    return one.latency.p90_low <= other.latency.p90_high and other.latency.p90_low <= one.latency.p90_high
-
-
-def _gain(variant: Variant, base: Variant) -> float:
-    """Accuracy of `variant` less that of `base`, in points."""
-    return float(variant.accuracy.exact - base.accuracy.exact)
-
-
 def _variant_verdicts(
     target: Target, base: Variant, best: Variant, *, within: Sequence[Variant], tied: Sequence[Variant]
 ) -> tuple[VariantVerdict, ...]:
     verdicts = []
     for variant in target.variants:
-        gain = _gain(variant, base)
+        gain = Pair.of(target, variant, base).gain
         status: Status
         if variant.over_budget or variant not in within:
             status = "over budget"
@@ -154,11 +145,8 @@ def _words(
         rival = min((v for v in within if v is not base), key=lambda v: v.latency.p90, default=base)
         budget = f"the {base.accuracy.metric} budget of {figures.points(max_drop_points)}"
         reason = _why_reference(target, base, rival, tied=tied, budget=budget)
-    elif base in tied:
-        reason = f"it is not measurably faster than {base.name} ({_noise(best, base)}) but {_edge(best, base)}"
     else:
-        ratio = figures.times(base.latency.p90 / best.latency.p90)
-        reason = f"{ratio} as {base.name} ({_p90s(best, base)}) {_accuracy_words(best, base)}"
+        reason = _why_other(target, base, best, within=within, tied=tied)
     advice = f"{best.name}: {reason}."
     if target.valid and best.over_budget:
         advice = (
@@ -169,63 +157,65 @@ def _words(
     else:
         reasons = "; ".join(target.invalid_reasons) or "the record gives no reason"
         advice = f"Invalid run: {reasons.rstrip('.')}. Its figures, which decide nothing, speak for {advice}"
-    return " ".join([advice, *_int8_words(target, base, told={best.name, rival.name})])
+    return " ".join([advice, *_noise_words(target), *_int8_words(target, base, told={best.name, rival.name})])
+
+
+def _noise_words(target: Target) -> list[str]:
+    """Warns where the machine was busy with other work even in the quietest attempt."""
+    found = target.run.get("noise")
+    return (
+        [f"The run was noisy ({'; '.join(found)}): measure again before relying on small differences."] if found else []
+    )
 
 
 def _why_reference(target: Target, base: Variant, rival: Variant, *, tied: Sequence[Variant], budget: str) -> str:
     """Why the reference itself: `rival` is the fastest other variant within the budget, or the reference if none is."""
+    pair = Pair.of(target, rival, base)
     if len(target.variants) == 1:
         found = f"{figures.percent(base.accuracy.percent)} on {figures.count(base.accuracy.count)} images"
         p90 = figures.milliseconds(base.latency.p90)
         return f"it is the only variant measured (p90 {p90}, {base.accuracy.metric} {found})"
     if rival is base:
         others = [v for v in target.variants if v is not base]
-        lost = [f"{v.name} {'; '.join(v.over_budget) or 'loses ' + figures.points(_gain(v, base))}" for v in others]
+        lost = [f"{v.name} {'; '.join(v.over_budget) or _loss(target, v, base)}" for v in others]
         limits = "the budgets" if any(v.over_budget for v in others) else budget
         return f"no other variant is within {limits} ({figures.enumerate_words(lost)})"
     if rival in tied:
-        return f"{rival.name} is not measurably faster ({_noise(rival, base)}), and {base.name} is {_edge(base, rival)}"
+        edge = _edge(target, base, rival, tied=tied)
+        return f"{rival.name} is not measurably faster ({pair.noise()}), and {base.name} is {edge}"
     ratio = figures.times(base.latency.p90 / rival.latency.p90)
-    return f"it is the fastest within {budget}; {rival.name} is not faster ({_p90s(rival, base)}, {ratio})"
+    return f"it is the fastest within {budget}; {rival.name} is not faster ({pair.p90s()}, {ratio})"
 
 
-def _noise(one: Variant, other: Variant) -> str:
-    return f"{_p90s(one, other)}, intervals overlap"
+def _loss(target: Target, variant: Variant, base: Variant) -> str:
+    return f"loses {figures.points(Pair.of(target, variant, base).gain)}"
 
 
-def _p90s(one: Variant, other: Variant) -> str:
-    return f"p90 {figures.milliseconds(one.latency.p90)} against {figures.milliseconds(other.latency.p90)}"
+def _why_other(
+    target: Target, base: Variant, best: Variant, *, within: Sequence[Variant], tied: Sequence[Variant]
+) -> str:
+    """Why another than the reference."""
+    pair = Pair.of(target, best, base)
+    if base in tied:
+        edge = _edge(target, best, base, tied=tied)
+        return f"it is not measurably faster than {base.name} ({pair.noise()}) but {edge}"
+    if not pair.as_fast:
+        ratio = figures.times(base.latency.p90 / best.latency.p90)
+        return f"{ratio} as {base.name} ({pair.p90s()}) {pair.accuracy_words()}"
+    words = f"it is not measurably faster than {base.name} ({pair.noise()}) {pair.accuracy_words()}"
+    ahead = next((v for v in within if Pair.of(target, v, base).faster), None)
+    if ahead is None:
+        return words
+    return f"{words}, and {base.name} is measurably slower than {ahead.name} ({Pair.of(target, base, ahead).p90s()})"
 
 
-def _edge(winner: Variant, loser: Variant) -> str:
-    """What decides between two variants of equal speed."""
-    gain = _gain(winner, loser)
-    better, equal = WORDS.get(winner.accuracy.metric, (f"better in {winner.accuracy.metric}", "as good"))
-    if gain > 0:
-        return f"{better} by {figures.points(gain)} ({_percents(winner, loser)})"
-    ours, theirs = figures.megabytes(winner.engine_bytes), figures.megabytes(loser.engine_bytes)
-    relation = "smaller" if winner.engine_bytes < loser.engine_bytes else "no larger"
-    size = f"as small ({ours})" if ours == theirs else f"{relation} ({ours} against {theirs})"
-    return f"{equal} ({figures.percent(winner.accuracy.percent)}) and {size}"
-
-
-def _percents(one: Variant, other: Variant) -> str:
-    images = figures.count(one.accuracy.count)
-    values = one.accuracy.percent, other.accuracy.percent
-    shares = [figures.percent(value) for value in values]
-    if shares[0] == shares[1] and values[0] != values[1]:
-        shares = [f"{value:.2f} %" for value in values]
-    return f"{shares[0]} against {shares[1]} on {images} images"
-
-
-def _accuracy_words(best: Variant, base: Variant) -> str:
-    gain = _gain(best, base)
-    if gain == 0:
-        images = figures.count(best.accuracy.count)
-        return f"at the same {base.accuracy.metric} ({figures.percent(best.accuracy.percent)} on {images} images)"
-    return (
-        f"at {figures.points(gain)} {'more' if gain > 0 else 'less'} {base.accuracy.metric} ({_percents(best, base)})"
-    )
+def _edge(target: Target, winner: Variant, loser: Variant, *, tied: Sequence[Variant]) -> str:
+    """What decides between two variants of equal speed, or a third one, where the smaller of the two is out by it."""
+    pair = Pair.of(target, winner, loser)
+    if pair.more_accurate or winner.engine_bytes <= loser.engine_bytes:
+        return pair.edge()
+    ahead = next(each for each in (Pair.of(target, v, loser) for v in tied) if each.more_accurate)
+    return f"not measurably less accurate than {ahead.one.name}, as {loser.name} is ({ahead.percents()})"
 
 
 def _int8_words(target: Target, base: Variant, *, told: set[str]) -> list[str]:
@@ -238,12 +228,12 @@ def _int8_words(target: Target, base: Variant, *, told: set[str]) -> list[str]:
         return []
     ahead = []
     for rival in (v for v in target.variants if v is base or v.precision in HALF_PRECISIONS):
-        if rival is fastest or {rival.name, fastest.name} == told:
+        pair = Pair.of(target, fastest, rival)
+        if rival is fastest or {rival.name, fastest.name} == told or pair.faster:
             continue
-        if _overlap(fastest, rival):
-            ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)}, intervals overlap)")
-        elif fastest.latency.p90 > rival.latency.p90:
-            ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)})")
+        same = "intervals overlap" if pair.ratio is None else "no measurable difference"
+        note = f", {same}" if pair.as_fast else ""
+        ahead.append(f"{rival.name} ({figures.milliseconds(rival.latency.p90)}{note})")
     if not ahead:
         return []
     several = sum(_is_int8(variant) for variant in target.variants) > 1

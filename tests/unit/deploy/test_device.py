@@ -5,7 +5,7 @@ import pytest
 
 from deploy import device as module
 from deploy import nvidia
-from deploy.device import busy_reason, check_device, differences, fingerprint, read_fingerprint, state
+from deploy.device import check_device, differences, fingerprint, read_fingerprint
 from deploy.errors import EngineError, RuntimeMissingError, TargetError
 from deploy.target import Target, read_options
 
@@ -25,7 +25,7 @@ CPU part\t: 0xd42
 @pytest.fixture
 def system(tmp_path, monkeypatch):
     """A system whose files a test writes itself; at first it has none."""
-    for name in ("CPUINFO", "MEMINFO", "MACHINE_ID", "CPUFREQ", "THERMAL", "PLATFORM_PROFILE"):
+    for name in ("CPUINFO", "MEMINFO", "MACHINE_ID"):
         monkeypatch.setattr(module, name, tmp_path / name)
     for name in ("TEGRA_RELEASE", "DEVICE_TREE_MODEL"):
         monkeypatch.setattr(nvidia, name, tmp_path / name)
@@ -73,24 +73,6 @@ def test_system_without_any_of_the_files(system):
     assert (found["machine_id"], found["memory_gb"], found["l4t"], found["bf16"]) == (None, None, None, False)
     assert found["cpu"]["model"]
     assert found["cpu"]["features"] == []
-    now = state()
-    assert (now["governor"], now["mhz"], now["temperature_c"], now["memory_available_mb"]) == (None,) * 4
-
-
-def test_state_reads_what_is_there(system):
-    (system / "CPUINFO").write_text(X86)
-    (system / "MEMINFO").write_text("MemAvailable:    2097152 kB\n")
-    assert state()["mhz"] == 2600
-    (system / "CPUFREQ").mkdir()
-    (system / "CPUFREQ" / "scaling_governor").write_text("powersave\n")
-    (system / "CPUFREQ" / "scaling_cur_freq").write_text("1500000\n")
-    for zone, text in (("0", "41000\n"), ("1", "55500\n"), ("2", "broken\n")):
-        (system / "THERMAL" / f"thermal_zone{zone}").mkdir(parents=True)
-        (system / "THERMAL" / f"thermal_zone{zone}" / "temp").write_text(text)
-    now = state()
-    assert (now["governor"], now["mhz"], now["temperature_c"]) == ("powersave", 1500, 55.5)
-    assert now["memory_available_mb"] == 2048
-    assert now["load_average"] >= 0
 
 
 def test_differences_are_phrases_and_leave_out_the_target():
@@ -102,14 +84,6 @@ def test_differences_are_phrases_and_leave_out_the_target():
         "extra None here, 1 in the manifest",
     ]
     assert differences(here, {**here, "target": "c"}) == []
-
-
-@pytest.mark.parametrize(("load", "busy"), [(None, False), (0.0, False), (3.0, False), (3.01, True)])
-def test_busy_is_more_than_one_and_a_half_per_core(load, busy):
-    reason = busy_reason({"load_average": load}, cores=2)
-    assert (reason is not None) == busy
-    if reason:
-        assert "3.01" in reason
 
 
 def test_check_device_refuses_another_machine(device, runtime):

@@ -102,8 +102,8 @@ def test_a_fault_that_no_installation_mends_decides_the_code(ask):
 
 
 def test_the_power_mode_that_a_target_wants(ask):
-    check_targets(ask(good=spec(power_mode="MODE_15W"))["targets"])
-    report = ask(good=spec(power_mode="MAXN_SUPER"))
+    check_targets(ask(good=spec(conditions={"power_mode": "MODE_15W"}))["targets"])
+    report = ask(good=spec(conditions={"power_mode": "MAXN_SUPER"}))
     assert "power mode MODE_15W, MAXN_SUPER is wanted" in lines(report)
     with pytest.raises(EngineError, match=r"the power mode is 'MODE_15W', and only in 'MAXN_SUPER' .* nvpmodel"):
         check_targets(report["targets"])
@@ -122,7 +122,7 @@ def test_the_power_mode_that_a_target_wants(ask):
         ),
         ({"memory": {"total_mb": 8000, "available_mb": 900, "limit_mb": None}}, "only 900 MB of memory"),
         ({"memory": {"total_mb": 8000, "available_mb": 4000, "limit_mb": 512}}, "only 512 MB of memory"),
-        ({"state": {"load_average": 99.0, "power_mode": None}}, "the load average is 99.0"),
+        ({"state": {"load_average": 99.0, "power_mode": None}}, "the machine is busy, load average 99.0 on"),
         (
             {"other_accelerators": [{"device": "/dev/dri/renderD128", "vendor": "Intel", "may_open": False}]},
             "/dev/dri/renderD128 (Intel) is closed to this account",

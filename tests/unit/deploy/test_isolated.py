@@ -13,7 +13,7 @@ from onnx import helper
 
 from deploy import isolated as module
 from deploy.errors import BundleError, EngineError, RuntimeMissingError
-from deploy.isolated import build_isolated, peak_memory_mb
+from deploy.isolated import build_isolated
 from deploy.runtime import Settings, Source
 from deploy.runtimes import get_runtime
 from deploy.target import read_options
@@ -198,12 +198,3 @@ def test_child_does_not_outlive_its_parent(tmp_path):
         time.sleep(0.05)
     else:
         assert not Path(f"/proc/{pid}/stat").exists()
-
-
-def test_peak_memory_is_of_a_process_of_its_own(build, runtime):
-    path, _ = build(runtime)
-    peak = peak_memory_mb(runtime, path, settings_of(runtime), shape=(1, 3, 16, 16))
-    assert 20 < peak < 1000
-    path.write_bytes(b"junk")
-    with pytest.raises(EngineError, match="cannot load it"):
-        peak_memory_mb(runtime, path, settings_of(runtime), shape=(1, 3, 16, 16))

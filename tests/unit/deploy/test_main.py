@@ -44,7 +44,7 @@ def test_the_whole_way(plant, files, spec, tmp_path, capsys):
     assert main(["build", *files, "--output", str(tmp_path / "compiled")]) == 0
     assert "here/int8: built in" in capsys.readouterr().err
     data = ["--data", str(plant.data), "--engines", str(tmp_path / "compiled")]
-    quick = ["--queries", "16", "--seconds", "0", "--warmup-seconds", "0", "--profile", "quick"]
+    quick = ["--queries", "16", "--seconds", "0", "--profile", "quick"]
     assert main(["measure", *files, *data, *quick, "--output", str(tmp_path / "measured")]) == 0
     assert "not valid: profile 'quick'" in capsys.readouterr().err
     assert json.loads((tmp_path / "measured" / "record.json").read_text())["failed"] == {}
@@ -101,8 +101,19 @@ def test_failed_build_leaves_the_old_folder(files, plant, tmp_path, capsys):
 def test_failed_variant_leaves_a_record_and_exits_with_9(files, plant, engines, tmp_path, capsys):
     next((engines / "int8").glob("engine.*")).unlink()
     arguments = ["--data", str(plant.data), "--engines", str(engines), "--queries", "1", "--seconds", "0"]
-    assert main(["measure", *files, *arguments, "--warmup-seconds", "0", "--output", str(tmp_path / "m")]) == 9
+    assert main(["measure", *files, *arguments, "--output", str(tmp_path / "m")]) == 9
     assert list(json.loads((tmp_path / "m" / "record.json").read_text())["variants"]) == ["fp32"]
+
+
+def test_a_budget_that_no_variant_keeps_leaves_a_record_and_exits_with_11(
+    files, plant, engines, runtime, spec_of, tmp_path, capsys
+):
+    (tmp_path / "spec.json").write_text(json.dumps({**spec_of(runtime), "budget": {"size_mb": 0.000001}}))
+    arguments = ["--data", str(plant.data), "--engines", str(engines), "--queries", "1", "--seconds", "0"]
+    assert main(["measure", *files, *arguments, "--output", str(tmp_path / "m")]) == 11
+    assert "error: target 'here': no variant keeps its budget: fp32 (" in capsys.readouterr().err
+    variants = json.loads((tmp_path / "m" / "record.json").read_text())["variants"]
+    assert all("at most 1e-06 allowed, " in variant["over_budget"][0] for variant in variants.values())
 
 
 @pytest.mark.parametrize("content", [None, "{"])

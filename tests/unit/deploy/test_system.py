@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy import device, nvidia, system
-from deploy.nvidia import nvpmodel, parse_nvpmodel
+from deploy.conditions import cpu, limits, state
+from deploy.nvidia import parse_nvpmodel
 from deploy.system import disks, facts, libraries, packages
 
 # Recorded on JetPack 6; the second with the fan's mode in front, as JetPack 5 prints it.
@@ -15,8 +16,11 @@ NVPMODEL = "NV Power Mode: MAXN_SUPER\n2\n"
 NVPMODEL_5 = "NV Fan Mode:quiet\nNV Power Mode: MODE_15W\n0\n"
 TEGRA = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 2025\n"
 FILES = {
-    system: ("CPUINFO", "MEMINFO", "CGROUPS", "INIT_CGROUP", "DEVICES", "GRAPHICS", "CUDA_FOLDERS"),
-    device: ("CPUINFO", "MEMINFO", "CPUFREQ", "THERMAL", "PLATFORM_PROFILE"),
+    system: ("DEVICES", "GRAPHICS", "CUDA_FOLDERS"),
+    device: ("CPUINFO", "MEMINFO"),
+    cpu: ("CPUINFO", "MEMINFO", "CPUS", "THERMAL", "HWMON"),
+    limits: ("CPUINFO", "MEMINFO", "CGROUPS", "OWN_CGROUP", "INIT_CGROUP"),
+    state: ("PLATFORM_PROFILE",),
     nvidia: ("TEGRA_RELEASE", "DEVICE_TREE_MODEL"),
 }
 
@@ -27,7 +31,7 @@ def machine(tmp_path, monkeypatch):
     for module, names in FILES.items():
         for name in names:
             monkeypatch.setattr(module, name, tmp_path / name)
-    monkeypatch.setattr(system, "CONTAINER_MARKS", (tmp_path / "dockerenv",))
+    monkeypatch.setattr(limits, "CONTAINER_MARKS", (tmp_path / "dockerenv",))
     monkeypatch.setattr(system, "_driver_cuda", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
@@ -77,16 +81,6 @@ def test_a_jetson(machine):
 )
 def test_power_mode_of_a_jetson(printed, name):
     assert parse_nvpmodel(printed) == name
-
-
-def test_power_mode_elsewhere(machine):
-    assert (nvpmodel(), device.power_mode()) == (None, None)
-    write(machine / "CPUFREQ/scaling_governor", "schedutil\n")
-    assert device.power_mode() == "schedutil"
-    write(machine / "PLATFORM_PROFILE", "balanced\n")
-    assert device.power_mode() == "balanced"
-    command(machine, "nvpmodel", NVPMODEL)
-    assert device.state()["power_mode"] == "MAXN_SUPER"
 
 
 @pytest.mark.parametrize(

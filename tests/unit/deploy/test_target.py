@@ -2,7 +2,7 @@ import pytest
 
 from deploy.errors import TargetError
 from deploy.runtime import Settings
-from deploy.target import Install, Target, Variant, read_target
+from deploy.target import Conditions, Install, Target, Variant, read_target
 
 SPEC = {"runtime": "openvino", "threads": 2, "variants": {"fp32": {"onnx": "fp32", "precision": "fp32"}}}
 
@@ -14,13 +14,19 @@ def test_target_is_read():
         name="cpu", runtime="openvino", threads=2, options=options, variants=variants
     )
     least = read_target("cpu", {"runtime": "openvino", "variants": SPEC["variants"]})
-    assert (least.threads, least.allow_fallback, least.build_limit_s, least.power_mode) == (0, False, 3600, None)
+    assert (least.threads, least.allow_fallback, least.build_limit_s, least.conditions) == (
+        0,
+        False,
+        3600,
+        Conditions(),
+    )
     budget = {"latency_ms": 2, "percentile": 90, "accuracy_drop": 0.5, "size_mb": 3, "memory_mb": 4, "energy_mj": 5}
     full = {"host": "user@jetson", "options": {"device": "GPU.1"}, "allow_fallback": True, "build_limit_s": 60}
-    full |= {"power_mode": "MAXN", "budget": budget}
+    conditions = {"power_mode": "MAXN", "load": 0.5, "temperature_c": 80}
+    full |= {"conditions": conditions, "budget": budget}
     target = read_target("gpu", {**SPEC, **full})
     assert (target.host, target.options["device"], target.allow_fallback) == ("user@jetson", "GPU.1", True)
-    assert (target.build_limit_s, target.power_mode, target.budget) == (60, "MAXN", budget)
+    assert (target.build_limit_s, target.conditions, target.budget) == (60, Conditions(**conditions), budget)
     assert target.settings("int8") == Settings(precision="int8", threads=2, options=target.options)
 
 
@@ -90,7 +96,12 @@ def test_target_is_read():
         ({"install": {"keep": True}}, "`targets.cpu.install.keep` should be an integer of 1 or more, got True"),
         ({"build_limit_s": 0}, "`targets.cpu.build_limit_s` should be an integer of 1 or more, got 0"),
         ({"allow_fallback": 1}, "`targets.cpu.allow_fallback` should be true or false, got 1"),
-        ({"power_mode": 2}, "`targets.cpu.power_mode` should be a text or absent, got 2"),
+        ({"power_mode": "MAXN"}, "`targets.cpu.power_mode` is unknown; known keys: .*conditions"),
+        ({"conditions": {"mode": "MAXN"}}, "`targets.cpu.conditions.mode` is unknown; known keys: power_mode, load"),
+        ({"conditions": {"power_mode": 2}}, "`targets.cpu.conditions.power_mode` should be a text or absent, got 2"),
+        ({"conditions": {"load": 0}}, "`targets.cpu.conditions.load` .most load average per core. should be a number"),
+        ({"conditions": {"temperature_c": "80"}}, "conditions.temperature_c` .most degrees Celsius. .* got '80'"),
+        ({"conditions": {"temperature_c": True}}, "conditions.temperature_c` .* should be a number over 0 .* got True"),
         ({"budget": {"latency": 1}}, "`targets.cpu.budget.latency` is unknown; known keys: latency_ms, percentile"),
         ({"budget": {"latency_ms": 1}}, "should give latency_ms and percentile .* together, got {'latency_ms': 1}"),
         ({"budget": {"latency_ms": 1, "percentile": 95}}, "percentile .50, 90 or 99. together"),

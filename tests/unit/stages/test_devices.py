@@ -224,7 +224,7 @@ def verdict(tmp_path):
             "onnx_sha256": load_bundle(tmp_path / "onnx/fp32").onnx_sha256, "engine_sha256": "e" * 64,
             "precision": "fp32", "over_budget": [], "latency_ms": {"p50": 1.25, "p90": 1.5}, "engine_bytes": 7,
         }  # fmt: skip
-        record = {"schema": 1, "runtime": runtime, "variants": {"fp32": measured | changes}}
+        record = {"schema": 2, "runtime": runtime, "variants": {"fp32": measured | changes}}
         (reports / "t.json").write_text(json.dumps(record))
         shown = {"fp32": {"latency_p50_ms": 1.25, "latency_p90_ms": 1.5, "size_bytes": 7}}
         found = {"valid": valid, "chosen": chosen, "words": "Nothing is decided.", "variants": shown}

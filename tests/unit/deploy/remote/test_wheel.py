@@ -40,7 +40,7 @@ def test_the_same_code_makes_the_same_bytes(wheel):
 
 
 def test_it_is_small_and_holds_this_package_alone(wheel, archive):
-    assert len(wheel.content) < 200_000
+    assert len(wheel.content) < 250_000
     assert wheel.file == f"slad_edge_device-{importlib.metadata.version('slad-edge')}-py3-none-any.whl"
     assert {name.split("/")[0] for name in archive.namelist()} == {"deploy", wheel.file.split("-py3")[0] + ".dist-info"}
     assert not [name for name in archive.namelist() if name.endswith(".pyc")]
@@ -62,7 +62,7 @@ def test_the_metadata_name_the_devices_extras_and_nothing_of_the_host(archive):
     assert metadata["Name"] == "slad-edge-device"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Metadata-Version"] == "2.4"  # the first that has License-Expression
-    assert metadata.get_all("Provides-Extra") == [*RUNTIMES, "camera"]
+    assert metadata.get_all("Provides-Extra") == [*RUNTIMES, "camera", "loadgen"]
     required = metadata.get_all("Requires-Dist")
     assert any(line.startswith("numpy") for line in required)
     assert any("openvino" in line and "extra" in line for line in required)
@@ -71,7 +71,7 @@ def test_the_metadata_name_the_devices_extras_and_nothing_of_the_host(archive):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_runtimes_requirements_are_judged_by_pip_alone(runtime):
-    base, own = requirements_of(None), requirements_of(runtime)
+    base, own = requirements_of(), requirements_of(runtime)
     assert [line.split(">")[0] for line in base] == ["numpy", "pillow"]
     assert own[: len(base)] == base
     assert len(own) > len(base)

@@ -9,13 +9,13 @@ import pytest
 from deploy.errors import BundleError, DeviceError, EngineError, MeasureError, TargetError
 from deploy.install import environment
 from deploy.install.server import Server
-from deploy.measure import Timing
+from deploy.measure.plan import Plan
 from deploy.remote import work as module
 from deploy.remote.work import at_work
 from deploy.target import read_target
 from tests.unit.deploy.conftest import target_spec
 
-TIMING = Timing(queries=1, seconds=0.0, warmup_seconds=0.0, profile="quick", seed=0)
+PLAN = Plan(profile="quick", scenarios=("Offline",), queries=1, seconds=0.0, attempts=1, seed=0)
 
 
 @pytest.fixture
@@ -52,10 +52,13 @@ def test_engines_stay_and_their_manifests_come_back_then_they_are_measured(worki
     assert json.loads((work / "given/device.json").read_text()) == {"board": "fake"}
 
     (tmp_path / "measured").mkdir()
-    record = working.measure(tmp_path / "measured", engines=output, data=plant.data, timing=TIMING, **here)
+    record = working.measure(tmp_path / "measured", engines=output, data=plant.data, plan=PLAN, **here)
     assert record == {"variants": {}}
     assert [each.name for each in (tmp_path / "measured").iterdir()] == ["record.json"]
-    assert "--queries 1 --seconds 0.0 --warmup-seconds 0.0 --profile quick --seed 0" in device.commands()[-1]
+    assert (
+        "--profile quick --scenarios SingleStream Offline --queries 1 --seconds 0.0 --attempts 1 --seed 0"
+        in device.commands()[-1]
+    )
     assert (work / "data/index.json").is_file()
 
 
@@ -66,14 +69,22 @@ def test_engines_that_are_not_those_of_the_manifests_are_not_measured(working, h
         r"device 'device': its engines of 't' are not those of .*output \(fp32\); build .* `dvc repro -sf compile@t`"
     )
     with pytest.raises(EngineError, match=message):
-        working.measure(tmp_path, engines=tmp_path / "output", data=plant.data, timing=TIMING, **here)
+        working.measure(tmp_path, engines=tmp_path / "output", data=plant.data, plan=PLAN, **here)
 
 
 def test_a_measurement_that_comes_to_nothing_says_why(working, device, here, plant, tmp_path):
     working.build(tmp_path / "output", **here)
     (device.bin / "break").write_text("error: no variant could be measured\n")
     with pytest.raises(MeasureError, match="^no variant could be measured$"):
-        working.measure(tmp_path, engines=tmp_path / "output", data=plant.data, timing=TIMING, **here)
+        working.measure(tmp_path, engines=tmp_path / "output", data=plant.data, plan=PLAN, **here)
+
+
+def test_a_record_whose_variants_are_all_over_the_budget_comes_back(working, device, here, plant, tmp_path):
+    working.build(tmp_path / "output", **here)
+    (device.bin / "over").write_text("error: target 't': no variant keeps its budget\n")
+    (tmp_path / "measured").mkdir()
+    record = working.measure(tmp_path / "measured", engines=tmp_path / "output", data=plant.data, plan=PLAN, **here)
+    assert record == {"variants": {}}
 
 
 def test_a_build_that_fails_says_why(working, device, here, tmp_path):

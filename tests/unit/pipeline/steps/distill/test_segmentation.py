@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deploy.accuracy import Segmentation
+from deploy.measure.accuracy import Segmentation
 from pipeline.base.errors import ModelError, ParamsError
 from pipeline.parts.index import Loaded, Targets, read_index
 from pipeline.parts.models import load_merged

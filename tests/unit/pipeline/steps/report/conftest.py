@@ -1,9 +1,6 @@
 """A whole synthetic project on disk: records of two targets, logits, parity, training and data."""
 
-import csv
-import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,94 +10,18 @@ import numpy as np
 import pytest
 
 from pipeline.steps.report import report
-from pipeline.steps.report.records import Accuracy, Latency, Target, Variant
+from pipeline.steps.report.records import Difference, Target
+from pipeline.steps.report.variants import Accuracy, Interval, Latency, Variant
+from tests.unit.pipeline.steps.report.made import (
+    CLASSES,
+    IMAGES,
+    SHA,
+    difference_records,
+    target_record,
+    variant_record,
+    wilson,
+)
 from tests.unit.pipeline.steps.report.reading import Page
-
-IMAGES, CLASSES = 450, 10
-SHA = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("fp32", "int8")}
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    z, share = 1.96, correct / count
-    centre, root = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    scale = 100 / (1 + z * z / count)
-    return scale * (centre - root), scale * (centre + root)
-
-
-def variant_record(precision: str, correct: int, p50: float, p90: float, *, size: int, onnx: str) -> dict[str, Any]:
-    low, high = wilson(correct, IMAGES)
-    return {
-        "precision": precision,
-        "engine_sha256": "e" * 64,
-        "onnx_sha256": SHA[onnx],
-        "engine_bytes": size,
-        "accuracy": {
-            "metric": "accuracy",
-            "percent": 100 * correct / IMAGES,
-            "correct": correct,
-            "count": IMAGES,
-            "low_percent": low,
-            "high_percent": high,
-        },
-        "latency_ms": {
-            "p50": p50,
-            "p90": p90,
-            "p99": p90 * 1.3,
-            "mean": p50 * 1.02,
-            "minimum": p50 * 0.9,
-            "maximum": p90 * 2,
-            "p50_low": p50 * 0.99,
-            "p50_high": p50 * 1.01,
-            "p90_low": p90 * 0.98,
-            "p90_high": p90 * 1.02,
-        },
-        "queries": 1000,
-        "seconds": 1.3,
-        "load_seconds": 0.02,
-        "golden": {"relative_error": 1e-6, "tolerance": 0.001 if precision == "fp32" else 0.1, "argmax_agreement": 1.0},
-        "placement": {
-            "asked": "CPU",
-            "nodes": {"CPU": 30, "GPU.0": 1},
-            "precisions": {"i8": 12, "f32": 19} if precision == "int8" else {},
-            "strays": {"count": 1, "first": ["blocks.0.attn/Softmax"]},
-        },
-    }
-
-
-def target_record(name: str, runtime: str, variants: dict[str, Any], **other: Any) -> dict[str, Any]:
-    device = {
-        "schema": 1,
-        "target": name,
-        "runtime": runtime,
-        "runtime_version": "2026.4.1",
-        "machine_id": "0123456789abcdef",
-        "architecture": "x86_64",
-        "system": "Linux",
-        "cpu": {"model": "Intel(R) Xeon(R) Platinum 8481C", "cores": 2, "features": ["amx_bf16", "avx512_vnni"]},
-        "memory_gb": 23,
-        "l4t": None,
-        "python": "3.11.7",
-        "bf16": True,
-    }
-    state = {"load_1m": 0.3, "clock_mhz": 2700.0, "temperature_c": None, "power": {"mode": "performance"}}
-    return {
-        "schema": 1,
-        "target": name,
-        "runtime": runtime,
-        "runtime_version": "2026.4.1",
-        "device": device,
-        "state": {"before": state, "after": {**state, "load_1m": 1.1}},
-        "profile": "standard",
-        "scenario": "SingleStream",
-        "statistics_engine": "slad",
-        "minimum": {"queries": 664, "seconds": 1.0},
-        "valid": True,
-        "invalid_reasons": [],
-        "variants": variants,
-        "skipped": {},
-        "failed": {},
-        **other,
-    }
 
 
 def parity_record(
@@ -189,13 +110,13 @@ def write_measured(project: Project, rng: np.random.Generator) -> None:
     record = target_record("cpu-onnxruntime", "onnxruntime", ort, skipped=skipped)
     project.write("measured/cpu-onnxruntime/record.json", record)
     for target, variants in (("cpu-openvino", cpu), ("cpu-onnxruntime", ort)):
-        with project.path(f"measured/{target}/latency.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["variant", "index", "latency_us"])
-            for name, figures in variants.items():
-                p50 = figures["latency_ms"]["p50"]
-                values = 1000 * p50 * (0.9 + rng.gamma(2.0, 0.06, size=1000))
-                writer.writerows([name, index, f"{value:.1f}"] for index, value in enumerate(values))
+        samples = {}
+        for name, figures in variants.items():
+            p50 = figures["latency_ms"]["p50"]
+            nanoseconds = 1e6 * p50 * (0.9 + rng.gamma(2.0, 0.06, size=1000))
+            samples[f"{name}/SingleStream"] = nanoseconds.astype(np.int64)
+            samples[f"{name}/Offline"] = samples[f"{name}/SingleStream"][:10]
+        np.savez_compressed(project.path(f"measured/{target}/samples.npz"), **samples)
 
 
 def write_logits(project: Project, rng: np.random.Generator) -> None:
@@ -309,6 +230,7 @@ def masked(project: Project) -> Project:
                 "high_percent": 76.0,
                 "per_class_percent": {"soil": 95.0, "leaf": 88.0, "rust": RARE[name]},
             }
+        record["differences"] = difference_records(record["variants"])
         project.write(f"measured/{target}/record.json", record)
         np.savez(project.path(f"measured/{target}/logits.npz"), **dict.fromkeys(record["variants"], logits))
     tested = {"test_accuracy_percent": 74.5, "test_per_class_percent": {"soil": 95.1, "leaf": 88.1, "rust": None}}
@@ -334,6 +256,7 @@ def variant() -> Callable[..., Variant]:
     ) -> Variant:
         low, high = wilson(correct, count)
         bounds = {"p50_low": p90 * 0.8, "p50_high": p90 * 0.9, "p90_low": p90 - spread, "p90_high": p90 + spread}
+        bounds |= {"p99_low": p90 * 1.9, "p99_high": p90 * 2.1}
         return Variant(
             name=name,
             precision=precision or name,
@@ -342,7 +265,7 @@ def variant() -> Callable[..., Variant]:
             accuracy=Accuracy(
                 metric="accuracy", percent=100 * correct / count, low=low, high=high, correct=correct, count=count
             ),
-            latency=Latency(p50=p90 * 0.85, p90=p90, **bounds),
+            latency=Latency(p50=p90 * 0.85, p90=p90, p99=p90 * 2, **bounds),
             golden_tolerance=0.1,
         )
 
@@ -366,5 +289,21 @@ def target(tmp_path: Path) -> Callable[..., Target]:
             "run": {},
         }
         return Target(variants=variants, **{**content, **changes})
+
+    return make
+
+
+@pytest.fixture
+def difference() -> Callable[..., dict[tuple[str, str], Difference]]:
+    """What a target has recorded of one pair: (value, low, high) of accuracy in points and of the ratio of p90."""
+
+    def make(
+        variant: str, reference: str, *, points: Any = None, ratio: Any = None
+    ) -> dict[tuple[str, str], Difference]:
+        points, ratio = (each and Interval(value=each[0], low=each[1], high=each[2]) for each in (points, ratio))
+        found = Difference(
+            variant=variant, reference=reference, accuracy_points=points, accuracy_method=None, latency_ratio=ratio
+        )
+        return {(variant, reference): found}
 
     return make

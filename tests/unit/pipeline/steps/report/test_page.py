@@ -11,7 +11,18 @@ import pytest
 
 from pipeline.base.errors import DataError
 
-SECTIONS = ["verdict", "chart", "variants", "parity", "quantised", "training", "data", "device", "reproduce"]
+SECTIONS = [
+    "verdict",
+    "chart",
+    "variants",
+    "measurement",
+    "parity",
+    "quantised",
+    "training",
+    "data",
+    "device",
+    "reproduce",
+]
 CHROMIUM = shutil.which("chromium")
 
 
@@ -54,26 +65,6 @@ def test_standalone_chart(project):
     assert svg.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in text
     assert not re.search(r"(href|url\(|@import)", text)
-
-
-def test_placement_of_every_engine_is_shown(project):
-    project.build()
-    text = re.sub(r"<[^>]+>", " ", project.path("reports/report.html").read_text(encoding="utf-8"))
-    text = " ".join(text.split())
-    assert "int8 30 on CPU, 1 on GPU.0; 1 not where asked i8 12, f32 19" in text
-    assert "fp32 30 on CPU, 1 on GPU.0; 1 not where asked not reported" in text
-
-
-def test_engine_over_the_targets_budget_is_marked(project):
-    def spoil(record):
-        for variant in record["variants"].values():
-            variant["over_budget"] = ["9 MB, at most 4 allowed"]
-
-    project.edit("measured/cpu-openvino/record.json", spoil)
-    project.build()
-    text = project.path("reports/report.html").read_text(encoding="utf-8")
-    assert text.count("Over budget</span>") == 1
-    assert "over budget (9 MB, at most 4 allowed)" in text
 
 
 def test_page_is_well_formed_and_in_order(project):
@@ -225,8 +216,8 @@ def test_training_data_device_and_provenance(project):
     assert ["All 10 classes", "", "1,189", "359", "449"] in page.rows
     assert "The checks of the data found nothing; near copies were not looked for." in page.text("data")
     assert ["cpu.model", "Intel(R) Xeon(R) Platinum 8481C"] in page.rows
-    assert ["load_1m", "0.3", "1.1"] in page.rows
-    assert ["temperature_c", "not readable", "not readable"] in page.rows
+    assert ["load_1m", "0.3", "-", "1.1"] in page.rows
+    assert ["temperature_c", "not readable", "-", "not readable"] in page.rows
     assert "The run is valid." in page.text("device")
     reproduce = page.text("reproduce")
     assert "make repro" in reproduce
@@ -315,7 +306,7 @@ def test_user_data_is_escaped(project):
         ("data/report.json", "data", "No data report"),
         ("merged/saved_parity.json", "parity", "not measured: no saved_parity.json in merged"),
         ("merged/test_logits.npz", "parity", "not measured: no logits of adapted and no logits of merged"),
-        ("measured/cpu-openvino/latency.csv", "variants", "No latency samples: latency.csv of cpu-openvino"),
+        ("measured/cpu-openvino/samples.npz", "variants", "No latency samples: samples.npz of cpu-openvino"),
         ("measured/cpu-openvino/logits.npz", "parity", "not measured: no logits of fp32 on cpu-openvino"),
         ("merged/friendliness.json", "quantised", "Not measured: merged/friendliness.json is not there"),
         ("onnx/int8/quantization.json", "quantised", "No variant was made of the FP32 file"),
@@ -344,8 +335,14 @@ def test_sparse_records(project):
     def strip(record):
         for key in ("device", "state", "minimum", "profile"):
             del record[key]
+        for key in ("attempts", "partial", "statistics_engine", "differences"):
+            del record[key]
         for variant in record["variants"].values():
-            del variant["golden"]
+            for key in ("golden", "bundle_bytes", "scenarios", "end_to_end_ms", "energy_reason", "cold_start_seconds"):
+                del variant[key]
+            for key in ("per_class_percent", "confusion"):
+                del variant["accuracy"][key]
+            variant["memory_mb"] = None
 
     project.edit("measured/cpu-openvino/record.json", strip)
     project.build()

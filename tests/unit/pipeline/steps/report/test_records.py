@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from pipeline.base.errors import DataError
@@ -42,7 +43,7 @@ def test_record_that_is_not_json(project):
     assert "is not JSON" in refusal(project)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"schema": 2}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"schema": 1}', '{"schema": 3}'])
 def test_record_of_another_schema(project, content):
     project.path(RECORD).write_text(content)
     assert "schema" in refusal(project)
@@ -60,6 +61,16 @@ def test_record_of_another_schema(project, content):
         (lambda r: r["variants"]["fp32"]["accuracy"].update(correct=451), "451 of 450"),
         (lambda r: r["variants"]["fp32"].update(engine_bytes=True), "`engine_bytes` is True"),
         (lambda r: r["variants"].update(fp32=None), "`latency_ms.p50` is None"),
+        (
+            lambda r: r["variants"]["fp32"]["accuracy"]["confusion"].pop(),
+            "`accuracy.confusion` is not of 10 x 10 counts",
+        ),
+        (lambda r: r["variants"]["fp32"]["scenarios"].update(Offline=None), "`scenarios.Offline` is None"),
+        (lambda r: r["variants"]["fp32"]["scenarios"]["Offline"].update(valid=None), "`valid` is None"),
+        (lambda r: r["variants"]["fp32"]["end_to_end_ms"]["total"].pop("p50_low"), "`total.p50_low` is None"),
+        (lambda r: r["variants"]["fp32"].update(energy={"mj_per_inference": 2.0}), "`energy.low` is None"),
+        (lambda r: r["differences"][0].update(variant=None), "`variant` is None"),
+        (lambda r: r["differences"][0]["latency_ratio"].update(low=0.0), "`latency_ratio.low` is 0.0"),
     ],
 )
 def test_malformed_values_are_named(project, change, expected):
@@ -82,6 +93,42 @@ def test_series_that_are_not_numbers(tmp_path):
 
 
 def test_latencies_are_in_milliseconds(tmp_path):
-    path = tmp_path / "latency.csv"
-    path.write_text("variant,index,latency_us\nfp32,0,1500\nint8,0,900\nfp32,1,2500\n")
+    path = tmp_path / "samples.npz"
+    samples = {"fp32/SingleStream": [1_500_000, 2_500_000], "int8/SingleStream": [900_000], "int8/Offline": [7]}
+    np.savez(path, **{name: np.array(values, np.int64) for name, values in samples.items()})
     assert read_latencies(path) == {"fp32": [1.5, 2.5], "int8": [0.9]}
+    assert read_latencies(tmp_path / "none.npz") == {}
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([1.5]), "'a/SingleStream' holds float64 of shape (1,), expected a row of int64"),
+        (np.array(["x"], object), "cannot be read"),
+    ],
+)
+def test_samples_that_are_no_nanoseconds(tmp_path, samples, expected):
+    np.savez(tmp_path / "samples.npz", **{"a/SingleStream": samples})
+    with pytest.raises(DataError, match="dvc repro") as caught:
+        read_latencies(tmp_path / "samples.npz")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 40, 400])
+def test_samples_that_were_cut_short(tmp_path, size):
+    path = tmp_path / "samples.npz"
+    np.savez(path, **{"a/SingleStream": np.arange(100)})
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match="samples.npz' cannot be read"):
+        read_latencies(path)
+
+
+def test_a_difference_can_be_seen_from_both_sides(project):
+    (target,) = read_targets(project.path("measured"), ["cpu-openvino"])
+    fp32, _, int8 = target.variants
+    there, back = target.difference(int8, fp32), target.difference(fp32, int8)
+    assert there.latency_ratio.value == pytest.approx(0.5)
+    assert there.latency_ratio.low == pytest.approx(0.495)
+    assert (back.latency_ratio.value, back.latency_ratio.high) == pytest.approx((2.0, 1 / 0.495))
+    assert back.accuracy_points.low == -there.accuracy_points.high
+    assert target.difference(fp32, fp32) is None
