@@ -1,4 +1,7 @@
-"""The device package as a wheel: this very code, without the host's, the same bytes each time."""
+"""The device package as a wheel: this very code, without the host's, the same bytes each time.
+
+What only a host does with devices and with their records stays here.
+"""
 
 import hashlib
 import importlib.metadata
@@ -16,6 +19,7 @@ from deploy.runtimes import RUNTIMES
 DISTRIBUTION = "slad-edge"
 NAME = "slad_edge_device"
 SUFFIXES = {".py"}
+HOSTS = ("remote", "measure/compare.py", "measure/comparable.py")
 LOADGEN = "loadgen"
 EXTRAS = (*RUNTIMES, "camera", LOADGEN)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first that a zip file can hold
@@ -47,7 +51,7 @@ def device_wheel() -> Wheel:
         DeviceError: slad-edge is not installed, so that its requirements are not known.
     """
     folder = Path(deploy.__file__).parent
-    sources = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
+    sources = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES and not _is_hosts(file, folder))
     version = _metadata().version
     info = f"{NAME}-{version}.dist-info"
     files = {f"deploy/{file.relative_to(folder).as_posix()}": file.read_bytes() for file in sources}
@@ -62,6 +66,10 @@ def device_wheel() -> Wheel:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)
     return Wheel(f"{NAME}-{version}-py3-none-any.whl", stream.getvalue())
+
+
+def _is_hosts(file: Path, folder: Path) -> bool:
+    return any(file.is_relative_to(folder / part) for part in HOSTS)
 
 
 def requirements_of(*extras: str) -> list[str]:
