@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.interleaved import BLOCK, LEAD_IN, measure_interleaved
 
+pytestmark = pytest.mark.slow
+
 
 class FakeTime:
     """A clock that only the fake queries move."""

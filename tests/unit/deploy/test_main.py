@@ -98,6 +98,7 @@ def test_failed_build_leaves_the_old_folder(files, plant, tmp_path, capsys):
     assert "error: target 'here': 1 of 2 variants failed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_variant_leaves_a_record_and_exits_with_9(files, plant, engines, tmp_path, capsys):
     next((engines / "int8").glob("engine.*")).unlink()
     arguments = ["--data", str(plant.data), "--engines", str(engines), "--queries", "1", "--seconds", "0"]
@@ -105,6 +106,7 @@ def test_failed_variant_leaves_a_record_and_exits_with_9(files, plant, engines, 
     assert list(json.loads((tmp_path / "m" / "record.json").read_text())["variants"]) == ["fp32"]
 
 
+@pytest.mark.slow
 def test_a_budget_that_no_variant_keeps_leaves_a_record_and_exits_with_11(
     files, plant, engines, runtime, spec_of, tmp_path, capsys
 ):

@@ -207,6 +207,7 @@ def test_a_run_that_ends_before_its_count_has_too_few_queries_for_both(traced, s
 
 
 @needs_loadgen
+@pytest.mark.slow
 @pytest.mark.parametrize(("expected_us", "valid"), [(20, True), (8000, False)])
 def test_offline_is_judged_and_counted_alike(traced, expected_us, valid):
     rules = Rules(scenario="Offline", min_queries=10, min_seconds=0.3)
